@@ -240,7 +240,7 @@ def test_check_ignores_checkpoints_that_a_run_deletes_meanwhile(run, check, monk
         monkeypatch.setattr(sys, "argv", ["xlstm-metadata", "check", str(run)])
         with pytest.raises(SystemExit) as stop:
             metadata_cli.main()
-        assert stop.value.code == 2 and "its checkpoints were deleted while they were read" in capsys.readouterr().err
+        assert stop.value.code == 2 and "checkpoints of this run were deleted while" in capsys.readouterr().err
         return
     status, found = check(run)
     assert status == 0 and [each["checkpoint"] for each in found["checkpoints"]] == [str(steps[1])]

@@ -179,20 +179,20 @@ DAMAGED = {
     "unknown field": (said(num_head=1), "^/.*config.json: num_head: no such field. Did you mean 'num_heads'"),
     "strange field": (said(zzz=1), "zzz: no such field. Remove it if it does not change the model"),
     "another class": (said(architectures=["LlamaForCausalLM"]), "architectures: expected .*xLSTM.*, got .*Llama"),
-    "two depths": (said(num_blocks=3), "num_hidden_layers=2, num_blocks=3: two names of one field must"),
+    "two depths": (said(num_blocks=3), "num_hidden_layers=2, num_blocks=3: both set the same field and must"),
     "not a number": (
         said(hidden_size="wide", embedding_dim=None),
-        "hidden_size: expected a number above 0, got 'wide'",
+        "hidden_size: expected a number greater than 0, got 'wide'",
     ),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read"),
     "truncated": (cut, "model.safetensors: cannot be read: .*incomplete.* The file may be incomplete; download it"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors. Download the wh"),
     "our name": (said(use_bias="yes"), "config.json: use_bias: expected bool, got 'yes'"),
     "our rule": (said(output_logit_soft_cap=0), "output_logit_soft_cap=0.0: must .* Set output_logit_soft_cap=null"),
-    "true for a number": (said(ffn_proj_factor=True), "ffn_proj_factor: expected a number above 0, got true"),
-    "null": (said(num_heads=None), "num_heads: expected a value, got null. If the field is absent, its value is 8"),
+    "true for a number": (said(ffn_proj_factor=True), "ffn_proj_factor: expected a number greater than 0, got true"),
+    "null": (said(num_heads=None), "num_heads: expected a value, got null. If the field is absent, it defaults to 8"),
     "text for a boolean": (said(tie_word_embeddings="yes"), "tie_word_embeddings: expected true or false, got 'yes'"),
-    "a bias": (with_array(NORM_BIAS, lambda arrays, name: arrays[name].fill(1)), f"{NORM_BIAS} are not all zero"),
+    "a bias": (with_array(NORM_BIAS, lambda arrays, name: arrays[name].fill(1)), f"{NORM_BIAS} has nonzero values"),
     "missing": (with_array("lm_head.weight", dict.pop), r"lm_head.weight: expected \(32, 32\), got no array"),
     "more blocks": (said(num_hidden_layers=1, num_blocks=1), "backbone.blocks.1.ffn.proj_down.bias: expected no arr"),
 }
@@ -207,7 +207,7 @@ def test_a_damaged_model_is_one_clear_error(theirs, damage, words):
 
 def test_another_model_type_is_one_problem_whatever_its_fields(theirs):
     (theirs / "config.json").write_text(json.dumps({"model_type": "llama", "rope_theta": 1e4, "head_dim": 8}))
-    words = "config.json: model_type: expected 'xlstm', got 'llama'. Other models of Hugging Face are not supported.?$"
+    words = "config.json: model_type: expected 'xlstm', got 'llama'. Other Hugging Face models are not supported.?$"
     with pytest.raises(ConfigError, match=words):
         load_checkpoint(theirs)
 

@@ -181,7 +181,7 @@ def test_a_launcher_that_takes_no_job_leaves_no_folder_of_the_sweep(monkeypatch)
 def test_a_group_that_a_run_needs_is_not_removed(group, mode, trained):
     done = run_command(*mode, f"~{group}")
     assert (done.status, trained, content()) == (2, [], {})
-    words = f"the group is required. To choose another option of it, write {group}=OPTION.\n"
+    words = f"the group is required. To select another option, write {group}=OPTION.\n"
     assert done.err == f"xlstm-hydra: ~{group}: {words}"
 
 
@@ -218,7 +218,7 @@ def test_callbacks_of_the_user_are_called_around_a_run(tmp_path, monkeypatch, tr
 def test_a_group_of_hydras_that_is_removed_is_one_message(mode, group, trained):
     done = run_command(*mode, f"~hydra/{group}")
     assert (done.status, trained, content()) == (2, [], {})
-    words = "is required by Hydra. To choose another option of it, write"
+    words = "is required by Hydra. To select another option, write"
     assert done.err == f"xlstm-hydra: ~hydra/{group}: {words} hydra/{group}=OPTION.\n"
 
 

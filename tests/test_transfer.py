@@ -187,11 +187,11 @@ def test_a_checkpoint_of_xlstm_jax_becomes_one_of_ours(case, tmp_path):
 @needs_reference
 def test_a_checkpoint_that_cannot_be_imported_is_refused(places, tmp_path):
     theirs = str(CHECKPOINTS / "b_mlstm_v1" / "run")
-    with pytest.raises(ConfigError, match="^RUN=.*: is already a checkpoint of xlstm-hydra"):
+    with pytest.raises(ConfigError, match="^RUN=.*: is already an xlstm-hydra checkpoint"):
         import_checkpoint(str(places / "ours"), tmp_path)
-    with pytest.raises(ConfigError, match="^RUN=.*: expected a checkpoint of format hf, got xlstm_jax"):
+    with pytest.raises(ConfigError, match="^RUN=.*: expected a checkpoint in the format hf, got xlstm_jax"):
         import_checkpoint(theirs, tmp_path, "hf")
     import_checkpoint(theirs, tmp_path)
-    with pytest.raises(ConfigError, match="^OUT=.*: already exists. Choose a new folder"):
+    with pytest.raises(ConfigError, match="^OUT=.*: already exists and is not an empty folder. Choose another folder"):
         import_checkpoint(theirs, tmp_path)
     assert not [*tmp_path.parent.glob("*unfinished")]

@@ -446,7 +446,7 @@ def test_a_sweep_is_not_resumed_if_the_recorded_folder_of_a_job_is_elsewhere(fol
     (swept / "sweep.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     done = run_command("resume_sweep=sweep", quiet=False)
     assert (done.status, trained) == (2, [])
-    assert f"the recorded folder of its job 1 is {folder!r}, which is outside the folder of the sweep" in done.err
+    assert f"the recorded folder of job 1 is {folder!r}, which is outside the sweep folder" in done.err
 
 
 # ---- the git state

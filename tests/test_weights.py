@@ -151,12 +151,13 @@ def test_norms_of_queries_that_differ_between_devices_are_refused():
     tree = xlstm_jax_tree.write(values(model), model.model_config, tp=2)
     path = "xlstm_block_stack.blocks.block.xlstm_res_block.xlstm.inner_layer.sharded.mlstm_cell.q_norm.scale"
     tree[f"{path}.value"][:, 1] += 1
-    with pytest.raises(ConfigError, match=f"^{path} differs between the 2"):
+    with pytest.raises(ConfigError, match=f"^{path} has different values on the 2"):
         convert(tree, model)
 
 
 def test_a_model_that_xlstm_jax_does_not_have_is_refused():
     with pytest.raises(
-        ConfigError, match="not a model of xlstm-jax, which has mLSTMConfig, mLSTMv1Config or LlamaConfig"
+        ConfigError,
+        match="xlstm-jax does not have this model class; expected mLSTMConfig, mLSTMv1Config or LlamaConfig",
     ):
         convert({"token_embedding.sharded.embedding": np.zeros((1, 1))}, FAMILIES["xlstm"]())

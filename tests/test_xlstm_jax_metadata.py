@@ -97,7 +97,7 @@ THEN = {
 
 
 @pytest.mark.parametrize(("changes", "name", "value"), THEN.values(), ids=THEN)
-def test_a_field_that_did_not_exist_yet_has_the_behaviour_of_that_time(changes, name, value):
+def test_a_field_that_did_not_exist_yet_has_the_behavior_of_that_time(changes, name, value):
     assert getattr(read(changes=changes).model.model_config, name) == value
 
 
@@ -146,10 +146,10 @@ UNSAID = {
     "layer type": ("mlstm", {f"{LAYER}.layer_type": "mlstm_v2"}, "layer_type: expected mlstm or mlstm_v1, got"),
     "attention": ("mlstm", {f"{CELL}.backend.name": "attention"}, "backend.name: .* softmax attention, not an mLSTM"),
     "backend": ("mlstm", {f"{CELL}.backend.name": "triton_kernel"}, "Did you mean 'triton_kernels'"),
-    "normaliser": (
+    "normalizer": (
         "mlstm",
         {f"{CELL}.backend.kwargs": {"norm_val": 2.0}},
-        "kwargs.norm_val: not supported: expected 1.0, got 2.0. Here, the normaliser",
+        "kwargs.norm_val: not supported: expected 1.0, got 2.0. Here, the normalizer",
     ),
     "negative eps": (
         "mlstm",
@@ -199,7 +199,7 @@ def test_a_published_backend_becomes_the_equivalent_one_of_ours(name, expected):
     assert any(f"backend.name={name}" in note for note in record.notes)
 
 
-def test_a_field_without_effect_is_read_as_the_actual_behaviour_with_a_note():
+def test_a_field_without_effect_is_read_as_the_actual_behavior_with_a_note():
     then = {"tie_weights": True, "weight_decay_on_embedding": True, "add_post_blocks_norm": False}
     record = read(changes={f"{MODEL}.{name}": value for name, value in then.items()})
     assert record.model == read().model
@@ -305,7 +305,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize(("changes", "expected"), OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_an_optimizer_is_read_as_its_actual_behaviour(changes, expected):
+def test_an_optimizer_is_read_as_its_actual_behavior(changes, expected):
     optimizer = read(changes=changes).groups["optimizer"]
     assert {name: getattr(optimizer, name) for name in expected} == expected
 
@@ -349,7 +349,7 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize(("changes", "expected"), SCHEDULES.values(), ids=SCHEDULES)
-def test_a_schedule_is_read_as_its_actual_behaviour(changes, expected):
+def test_a_schedule_is_read_as_its_actual_behavior(changes, expected):
     record = read(changes={f"optimizer.scheduler.{name}": value for name, value in changes.items()})
     assert record.groups["scheduler"] == expected
 

@@ -18,14 +18,14 @@ CUDNN_VERSION = 91000
 
 
 def backends_are_initialized() -> bool:
-    """True if JAX has initialised the devices of this process."""
+    """True if JAX has initialized the devices of this process."""
     from jax._src import xla_bridge
 
     return xla_bridge.backends_are_initialized()
 
 
 def clear_backends() -> None:
-    """Release the devices of this process, so that JAX can be initialised again with other devices."""
+    """Release the devices of this process, so that JAX can be initialized again with other devices."""
     from jax.extend import backend
 
     backend.clear_backends()

@@ -8,7 +8,7 @@ reports. Code raises one of the following errors, with a message that is clear w
 - `FloatingPointError` with a message, for numbers that are not finite (exit status 1);
 - `TaskError` for anything else that prevents a task from finishing (exit status 1).
 
-`MemoryError`, exhausted device memory and devices that JAX cannot use are recognised too (exit status 1).
+`MemoryError`, exhausted device memory and devices that JAX cannot use are recognized too (exit status 1).
 HYDRA_FULL_ERROR=1 prints the traceback in every case.
 """
 

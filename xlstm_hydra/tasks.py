@@ -23,7 +23,7 @@ def run_task(run: RunConfig, folder: Path, overrides: Sequence[str]) -> float | 
         overrides: the overrides that the config was composed from.
 
     Returns:
-        The value that a sweeper minimises: the final loss, or the predicted step time of a plan. None: the task has no
+        The value that a sweeper minimizes: the final loss, or the predicted step time of a plan. None: the task has no
         such value.
     """
     return TASKS[run.task.name]()(run, folder, list(overrides))

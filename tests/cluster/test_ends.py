@@ -34,7 +34,7 @@ def slurm(tmp_path, monkeypatch):
 ENDS = {
     "killed": (
         "FAILED|137:0|NonZeroExitCode",
-        "FAILED (it was killed by SIGKILL, as SLURM does with a job that needs more than hydra.launcher.mem_gb)",
+        "FAILED (it was killed by SIGKILL; SLURM does this if a job exceeds hydra.launcher.mem_gb)",
     ),
     "left": ("FAILED|3:0|NonZeroExitCode", "FAILED (it exited with status 3)"),
     "by a signal": ("FAILED|0:11|None", "FAILED (it was killed by SIGSEGV)"),
@@ -42,7 +42,10 @@ ENDS = {
     "memory": ("OUT_OF_MEMORY|0:125|OutOfMemory", "OUT_OF_MEMORY (it used more memory than requested"),
     "time": ("TIMEOUT|0:0|TimeLimit", "TIMEOUT (it reached its time limit (hydra.launcher.timeout_min))"),
     "node": ("NODE_FAIL|1:0|NodeDown", "NODE_FAIL (one of its nodes failed, reason NodeDown)"),
-    "not started": ("FAILED|0:53|JobLaunchFailure", "FAILED (its node could not start it, reason JobLaunchFailure)"),
+    "not started": (
+        "FAILED|0:53|JobLaunchFailure",
+        "FAILED (its node could not start the job, reason JobLaunchFailure)",
+    ),
     "stopped": ("FAILED|75:0|NonZeroExitCode", "FAILED (a signal stopped it, and it was not requeued)"),
     "no progress": (
         f"FAILED|{NO_PROGRESS}:0|None",
@@ -107,18 +110,18 @@ def paths(tmp_path):
 
 
 LOGS = {
-    "no memory": ("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0", "Set hydra.launcher.mem_gb higher."),
+    "no memory": ("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0", "Raise hydra.launcher.mem_gb."),
     "no Python": (
         "slurmstepd: error: execve(): /venv/bin/python: No such file or directory",
-        "/venv/bin/python does not exist on its node. The Python environment must be on a file system that all nodes",
+        "/venv/bin/python does not exist on the node. The Python environment must be on a file system that all nodes",
     ),
     "no package": (
         "/bin/python: Error while finding module 'submitit.core' (ModuleNotFoundError: No module named 'submitit')",
-        "No module named 'submitit' (in the Python environment of its node).",
+        "No module named 'submitit' (in the Python environment of the node).",
     ),
     "no command": ("/var/spool/job1/slurm_script: line 12: module: command not found", "see hydra.launcher.setup)."),
-    "no pickle": ("Waited for 60 seconds but could not find submitted jobs in path: /x", "cannot access the folder"),
-    "no progress": ("xlstm-hydra: not requeued: no new checkpoint since", "Set hydra.launcher.timeout_min higher"),
+    "no pickle": ("Waited for 60 seconds but could not find submitted jobs in path: /x", "access the sweep folder"),
+    "no progress": ("xlstm-hydra: not requeued: no new checkpoint since", "Raise hydra.launcher.timeout_min, or lower"),
     "no space": ("OSError: [Errno 28] No space left on device", "A disk is full."),
     "unknown": ("a\nsrun: error: node1: task 0: Segmentation fault\nsrun: Force Terminated StepId=7\n", "0: Segmen"),
 }  # fmt: skip
@@ -297,7 +300,7 @@ def test_a_folder_that_nodes_cannot_access_is_reported_with_the_fix(cluster, tmp
     done = cluster(UNSEEN, UNSEEN)
     folder = tmp_path / "sweep" / ".submitit" / "7_0"
     assert done.status == 1
-    assert f"Node node2 left no log in {folder}: it cannot access or write to that folder." in done.err
+    assert f"Node node2 left no log in {folder}: the node cannot access or write to that folder." in done.err
     assert (
         "Set hydra.sweep.dir to a folder on a file system that all nodes share." in done.err and ".err" not in done.err
     )
@@ -333,7 +336,7 @@ UNREACHABLE = "sbatch: error: Batch job submission failed: Unable to contact slu
 def test_an_unreachable_controller_is_not_reported_as_an_error_of_the_job(cluster, tmp_path):
     (tmp_path / "sbatch").write_text(f"#!/bin/sh\necho '{UNREACHABLE}' >&2\nexit 1\n")
     done = cluster()
-    assert done.status == 2 and "hydra/launcher: SLURM's controller does not answer: Batch job submission" in done.err
+    assert done.status == 2 and "hydra/launcher: SLURM's controller does not respond: Batch job submission" in done.err
     assert not Path("sweep/sweep.jsonl").exists()
 
 
@@ -372,7 +375,9 @@ def test_a_machine_without_squeue_neither_loses_nor_restarts_cluster_jobs(tmp_pa
     assert start_sweep(folder, points, resume=True) == [2]
     finish_sweep(folder)
     assert read_record(folder)[0].status == "running"
-    assert "assumed to be running. Run this on a machine with squeue to see which have ended." in caplog.text
+    assert (
+        "assumed to be running. Run this command on a machine with squeue to see which jobs have ended." in caplog.text
+    )
 
 
 def test_a_killed_local_process_is_lost_and_its_log_is_reported(paths, tmp_path):

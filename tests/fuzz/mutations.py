@@ -31,7 +31,7 @@ def paths(content, path=()):
 
 
 def damage(content, path, kind, value, name):
-    """The content with one value replaced, removed, or given a neighbour."""
+    """The content with one value replaced, removed, or given a neighbor."""
     content = json.loads(json.dumps(content))
     *outer, last = path
     holder = content

@@ -62,15 +62,15 @@ def test_the_deprecated_name_of_a_device_is_printed_with_the_new_one_once():
     assert done.stderr == "xlstm-hydra: device=v6e is deprecated: write device=tpu_v6e\n"
 
 
-def recognised(kind):
+def recognized(kind):
     """Name of the device option for a device kind of JAX."""
     return device_of(DetectedDevices(kind, "gpu", 1, 1, 2**30, 2**30, 1), None).name
 
 
 def test_a_device_is_recognized_by_its_kind_in_jax():
-    assert recognised("NVIDIA H100 80GB HBM3") == load_device("h100_80gb").name
-    assert recognised("TPU v5 lite") == load_device("tpu_v5e").name
-    assert recognised("abacus") == "abacus"
+    assert recognized("NVIDIA H100 80GB HBM3") == load_device("h100_80gb").name
+    assert recognized("TPU v5 lite") == load_device("tpu_v5e").name
+    assert recognized("abacus") == "abacus"
 
 
 def test_devices_are_read_the_same_with_and_without_hydra(monkeypatch):
@@ -81,14 +81,14 @@ def test_devices_are_read_the_same_with_and_without_hydra(monkeypatch):
 def test_options_of_another_apps_group_device_are_ignored(mine):
     (mine / "device" / "gpu.yaml").write_text("index: 0")
     with hydra.initialize_config_dir(str(mine), **VERSION_BASE):
-        assert recognised("TPU v5 lite") == load_device("tpu_v5e").name
+        assert recognized("TPU v5 lite") == load_device("tpu_v5e").name
         assert "gpu" not in known_devices() and "mine" in known_devices()
 
 
 def test_a_device_of_the_user_is_recognized_by_its_kind(mine):
     (mine / "device" / "mine.yaml").write_text(MINE.replace("[]", "[abacus]"))
     with hydra.initialize_config_dir(str(mine), **VERSION_BASE):
-        assert recognised("abacus") == "mine"
+        assert recognized("abacus") == "mine"
 
 
 def test_no_two_options_have_the_same_kind():
@@ -175,7 +175,7 @@ def test_a_value_without_an_option_of_the_group_asks_for_an_option(tmp_path, mon
     done = run_command("task=plan", "device.memory_gib=3")
     assert (done.status, done.err) == (
         2,
-        "xlstm-hydra: device: no such key. The config has no option of this group yet: add device=OPTION.\n",
+        "xlstm-hydra: device: no such key. No option of this group is selected: add device=OPTION.\n",
     )
 
 

@@ -107,7 +107,7 @@ LR = "optimizer.lr=interval(0,1)"
 DOOMED_STUDIES = {
     "no validation": ([LR, "trainer.eval_batches=0"], "trainer.eval_batches=0: a study minimizes the validation loss"),
     "no result": ([LR, "task=generate", "task.checkpoint=x"], "task='generate': has no result"),
-    "nothing to search": (["optimizer.lr=0.1"], "hydra/sweeper=optuna: there is nothing to search"),
+    "nothing to search": (["optimizer.lr=0.1"], "hydra/sweeper=optuna: no key has a search space"),
     "no trial": ([LR, "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: must be 1 or more"),
     "no such key": (["optimizer.lrr=interval(0,1)"], "optimizer.lrr: no such key. Did you mean optimizer.lr?"),
     "an empty interval": (["optimizer.lr=interval(1e-2,1e-4)"], "interval(1e-2,1e-4): the end of an interval must"),
@@ -131,7 +131,7 @@ BAD_SETTINGS = {
     "n_jobs=0": "=0: must be 1 or more",
     "max_failure_rate=2": "=2.0: must be at most 1",
     "direction=[minimize,maximize]": "=['minimize', 'maximize']: must be minimize or maximize",
-    "storage=3": ": expected the URL of a database or null, got 3",
+    "storage=3": ": expected a database URL or null, got 3",
     "sampler=3": ": expected an Optuna sampler, got 3",
     "custom_search_space=nope.f": "='nope.f': cannot be imported: No module named 'nope'",
 }
@@ -261,7 +261,7 @@ def test_a_machine_without_slurm_is_reported_and_nothing_is_submitted(tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("shutil.which", lambda name: None)
     done = run_command("-m", "hydra/launcher=slurm", "trainer.seed=1,2")
-    assert done.status == 2 and "there is no SLURM here (sbatch or srun not found)" in done.err
+    assert done.status == 2 and "SLURM is not available on this machine (sbatch or srun not found)" in done.err
 
 
 @pytest.mark.slow

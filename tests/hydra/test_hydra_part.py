@@ -18,9 +18,9 @@ LINES = [
     ("--config-path=pkg://nope", "--config-path='pkg://nope': there is no such package. The package must be imp"),
     ("hydra.searchpath=[nope]", "hydra.searchpath='nope': the folder does not exist."),
     ("hydra.searchpath=[pkg://nope]", "hydra.searchpath='pkg://nope': there is no such package."),
-    ("hydra.searchpath=[s3x://nope]", "hydra.searchpath='s3x://nope': no config source for s3x://. Known: "),
+    ("hydra.searchpath=[s3x://nope]", "hydra.searchpath='s3x://nope': s3x:// is not a supported URL scheme. "),
     ("hydra.searchpath=nope", "hydra.searchpath: expected a list of folders, got 'nope'. Write hydra.searchpath=[nop"),
-    ("hydra.searchpath=[[nope]]", "hydra.searchpath: expected a list of folders, got the entry ['nope']"),
+    ("hydra.searchpath=[[nope]]", "hydra.searchpath: every entry must be a folder or a URL, got ['nope']"),
     ("-m hydra.searchpath=[a],[b]", "hydra.searchpath=[a],[b]: all jobs of a sweep share one search path. Write a"),
     # what is printed
     ("--cfg job -p nope", "--package=nope: no such key. Known: task, "),
@@ -31,16 +31,16 @@ LINES = [
     # groups
     ("hydra/callbacks=nope", "hydra/callbacks: the group has no options. Use --config-dir=DIR to add a folder"),
     ("hydra/outptu=default", "hydra/outptu: no such group. Did you mean 'hydra/output'?"),
-    ("foo/bar=x", "foo/bar: no such group. --info defaults lists all groups."),
+    ("foo/bar=x", "foo/bar: no such group. To list all groups, use --info defaults."),
     # values
     ("hydra.output_subdir=/etc/passwd/x", "hydra.output_subdir='/etc/passwd/x': must be a relative path inside the "),
     ("-m hydra.output_subdir=../x", "hydra.output_subdir='../x': must be a relative path inside the run folder. For "),
     ("+hydra.job.env_set.A=null", "hydra.job.env_set.A: expected str, got null. Write 'null' in quotes for the text"),
     ("+hydra.job.env_set.A=[1]", "hydra.job.env_set.A: expected str, got [1]"),
     ("-m hydra.sweeper.params={optimizer.lr:null}", "hydra.sweeper.params: expected str for optimizer.lr, got null."),
-    ("-m +hydra.sweeper.params.trainer.seed=3", "hydra.sweeper.params.trainer.seed: cannot be set on its own. Write "),
-    ("-m hydra.sweeper.params.trainer.seed=range(0,3)", "hydra.sweeper.params.trainer.seed: cannot be set on its own."),
-    ("-m hydra.verbose=true,false", "hydra.verbose=true,false: Hydra's own settings are the same for all jobs of "),
+    ("-m +hydra.sweeper.params.trainer.seed=3", "hydra.sweeper.params.trainer.seed: single keys of "),
+    ("-m hydra.sweeper.params.trainer.seed=range(0,3)", "hydra.sweeper.params.trainer.seed: single keys of"),
+    ("-m hydra.verbose=true,false", "hydra.verbose=true,false: Hydra's own settings must be the same for all "),
     # options of a saved run
     ("from=ckpt@100", "from=ckpt@100: selects a checkpoint of a saved run, but no run is given. Use --from RUN@100, "),
     ("+from=ckpt", "+from=ckpt: selects a checkpoint of a saved run, but no run is given. Use --from RUN, for exam"),
@@ -51,8 +51,8 @@ LINES = [
     ("+hydra.callbacks.x._target_=nope.X", f"hydra.callbacks.x._target_: cannot import 'nope.X'. {PATH}"),
     ("-m +hydra.callbacks.x._target_=nope.X", f"hydra.callbacks.x._target_: cannot import 'nope.X'. {PATH}"),
     ("-m +hydra.launcher.nope=3", "hydra.launcher.nope: no such key"),
-    ("-m hydra.launcher._target_=nope.X", "hydra.launcher._target_='nope.X': is not a launcher plugin of Hydra."),
-    ("-m hydra.sweeper._target_=nope.X", "hydra.sweeper._target_='nope.X': is not a sweeper plugin of Hydra."),
+    ("-m hydra.launcher._target_=nope.X", "hydra.launcher._target_='nope.X': is not a Hydra launcher plugin."),
+    ("-m hydra.sweeper._target_=nope.X", "hydra.sweeper._target_='nope.X': is not a Hydra sweeper plugin."),
 ]  # fmt: skip
 
 
@@ -90,6 +90,6 @@ def test_a_sweep_cannot_resume_a_run(flags):
     done = run_command("resume=x", *flags, "optimizer.lr=1,2")
     assert done.status == 2
     assert done.err.startswith(
-        "xlstm-hydra: resume='x': cannot be combined with -m: it continues a single run. Remove "
+        "xlstm-hydra: resume='x': continues a single run and cannot be combined with -m. Remove "
     )
     assert "--from x" in done.err and "resume_sweep=DIR" in done.err

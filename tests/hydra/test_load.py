@@ -169,7 +169,7 @@ def test_a_missing_class_is_reported_with_an_example(compose):
 
 def test_a_config_without_a_model_suggests_an_option():
     assert problems({"optimizer": {"name": "sgd", "lr": -1.0}}) == [
-        "model: missing. Choose one, for example model=tiny.",
+        "model: missing. Choose a model, for example model=tiny.",
         "optimizer.lr=-1.0: must be 0 or more",
     ]
 
@@ -206,7 +206,7 @@ def test_a_layout_on_too_few_devices_points_to_simulated_ones(compose):
 
 def test_a_layout_inside_the_model_that_is_not_the_composed_one_is_refused(compose):
     [problem] = problems(compose("parallel=fsdp", "model.parallel={fsdp_axis_size: 2}"))
-    assert problem.startswith("model.parallel: must be the same layout as the group parallel")
+    assert problem.startswith("model.parallel: must be the same layout as in the group parallel")
 
 
 def test_an_app_without_the_group_parallel_may_keep_the_layout_in_its_model(tiny):
@@ -228,7 +228,7 @@ def test_a_reference_to_another_key_is_resolved_before_rules_are_checked(compose
         ("foo.Bar", "cannot be imported: No module named 'foo'"),
         ("xlstm_hydra.configs.mLSTMv2", "has no mLSTMv2. Did you mean 'mLSTMv1Config'?"),
         ("json", "must be the dotted path of a class"),
-        ("json.JSONDecoder", "its field `config` is not annotated with a config dataclass"),
+        ("json.JSONDecoder", "the field `config` of this class is not annotated with a config dataclass"),
     ],
 )
 def test_a_model_class_that_cannot_be_used_is_refused_before_anything_is_built(compose, path, words):
@@ -241,8 +241,8 @@ def test_a_model_class_that_cannot_be_used_is_refused_before_anything_is_built(c
     [
         (None, "expected a composed config or a mapping of groups, got null"),
         ("x", "got 'x'"),
-        ({3: 4}, "a key must be text, got 3"),
-        ({"trainer": {None: 4}}, "trainer: a key must be text, got null"),
+        ({3: 4}, "a key must be a string, got 3"),
+        ({"trainer": {None: 4}}, "trainer: a key must be a string, got null"),
     ],
     ids=["nothing", "text", "a number as a group", "no name of a field"],
 )

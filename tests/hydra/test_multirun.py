@@ -46,13 +46,15 @@ def test_a_sweep_over_all_options_of_a_group_leaves_schemas_out(jobs):
 def test_no_job_starts_if_the_last_point_is_invalid(jobs, batches):
     done = run_command("-m", "optimizer.lr=1e-3,3e-4,-1", *batches)
     assert (done.status, jobs) == (2, [])
-    assert "1 of 3 points is invalid: no job was started; hydra.sweeper.on_invalid=skip skips them" in done.err
+    assert (
+        "1 of 3 points is invalid: no job was started; hydra.sweeper.on_invalid=skip skips invalid points" in done.err
+    )
     assert "  job 2 (optimizer.lr=-1): optimizer.lr=-1.0: must be 0 or more\n" in done.err
 
 
 BAD_SWEEPS = [
     ("trainer.seed=1,2 +hydra.sweeper.foo=1", ["xlstm-hydra: hydra.sweeper.foo: no such key. Known: max_batch_size,"]),
-    ("trainer.seed=1,2 hydra.sweep.subdir=same", ["hydra.sweep.subdir='same': is the folder of all jobs. Remove"]),
+    ("trainer.seed=1,2 hydra.sweep.subdir=same", ["hydra.sweep.subdir='same': all jobs would have the same folder."]),
     ("trainer.seed=1,2 hydra.sweep.dir=/proc/no", ["hydra.sweep.dir='/proc/no': cannot be written: "]),
     ("parallel=dp,fsdpp", ["  job 1 (parallel=fsdpp): parallel='fsdpp': no such option. Did you mean 'fsdp'?"]),
     ("optimizer.lr=a,1", ["  job 0 (optimizer.lr=a): optimizer.lr: expected float, got 'a'"]),

@@ -33,8 +33,8 @@ MISTAKES = {
     "tab": ("trainer:\n\tseed: 3", "line 3, column 1: tabs are not allowed here; indent with spaces"),
     "duplicate key": ("trainer:\n  seed: 3\n  seed: 4", "line 4, column 3: duplicate key seed, first set on line 3."),
     "unclosed interpolation": ("trainer:\n  seed: ${x", "column 9: '${x' is not a valid interpolation. Write ${key}, "),
-    "unclosed brace": ("trainer: {seed: 3\nmodel: {}", "expected a comma or }; this part starts on line 2"),
-    "unclosed quote": ("a: 'x\nb: 3", "a quote is not closed; this part starts on line 2"),
+    "unclosed brace": ("trainer: {seed: 3\nmodel: {}", "expected a comma or }; the enclosing value starts on line 2"),
+    "unclosed quote": ("a: 'x\nb: 3", "a quote is not closed; the enclosing value starts on line 2"),
     "indentation": ("trainer:\n  seed: 3\n   max_steps: 3", "line 4, column 13: a key is not allowed here; check the "),
     "reserved character": ("a: %x", "line 2, column 4: a value cannot start with '%'; quote it"),
     "Python object": ("trainer: !!python/object:os.x {}", "line 2, column 10: the tag !!python/object:os.x is not sup"),
@@ -254,21 +254,21 @@ def test_a_cycle_through_several_files_is_shown(folder):
 
 FIRST = "The first line must be `# @package _global_`."
 HEADERS = {
-    "missing": ("trainer: {seed: 3}\n", "part of a run config, because the file has no package header."),
-    "misspelt": ("# @packge _global_\ntrainer: {seed: 3}\n", "because line 1 is not a header: '# @packge _global_'."),
-    "colon": ("# @package: _global_\ntrainer: {seed: 3}\n", "because line 1 is not a header: '# @package: _global_'."),
+    "missing": ("trainer: {seed: 3}\n", "part of a run config; the file has no package header."),
+    "misspelt": ("# @packge _global_\ntrainer: {seed: 3}\n", "line 1 is not a package header: '# @packge _global_'."),
+    "colon": ("# @package: _global_\ntrainer: {seed: 3}\n", "line 1 is not a package header: '# @package: _global_'."),
     "after a comment": (
         f"# mine\n{HEADER}trainer: {{seed: 3}}\n",
-        "because its header is on line 2, not on the first line.",
+        "the package header is on line 2, but must be on the first line.",
     ),
-    "at the end": (f"trainer: {{seed: 3}}\n{HEADER}", "because its header is on line 2, not on the first line."),
+    "at the end": (f"trainer: {{seed: 3}}\n{HEADER}", "the package header is on line 2, but must be on the first"),
     "behind a BOM": (
         f"\ufeff{HEADER}trainer: {{seed: 3}}\n",
-        "because a byte order mark (BOM) before the header hides it",
+        "; a byte order mark (BOM) hides the package header, so save",
     ),
     "empty": ("", "the file has no values."),
     "only comments": ("# nothing\n", "the file has no values."),
-    "only defaults": ("defaults: [override /model: tiny]\n", "because the file has no package header."),
+    "only defaults": ("defaults: [override /model: tiny]\n", "; the file has no package header."),
 }
 
 
@@ -300,7 +300,7 @@ def test_an_invalid_header_is_reported_by_cfg_and_in_a_sweep_and_in_other_groups
     [
         (
             "# @package foo.bar",
-            "conf/experiment/mine.yaml: its header puts the values under foo.bar, which is not part of",
+            "conf/experiment/mine.yaml: the package header places the values under foo.bar, which",
         ),
         ("# @package trainer.foo", "conf/experiment/mine.yaml, line 2: trainer.foo: no such key"),
         ("# @package", "conf/experiment/mine.yaml, line 1: cannot read the header '# @package'."),

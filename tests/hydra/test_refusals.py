@@ -28,11 +28,11 @@ LINES = [
     ("trainer.lr=3", "trainer.lr: no such key. Did you mean optimizer.lr?"),
     ("seed=3", "seed: no such key. Did you mean data.seed or trainer.seed?"),
     ("zzz=3", "zzz: no such key. Known: task, model, parallel, data, optimizer, scheduler, trainer, checkpoint, "),
-    ("optimizer=sgd optimizer.beta1=0.9", "optimizer.beta1: no such key. It is a key of optimizer=adamw or optimizer"),
-    ("data.path=x", "data.path: no such key. It is a key of data=text."),
-    ("data.pth=x", "data.pth: no such key. Did you mean data.path? It is a key of data=text."),
-    ("parallel.headroom=0.2", "parallel.headroom: no such key. It is a key of parallel=auto."),
-    ("model.head_dim=64", "model.head_dim: no such key. It is a key of model=llama_165m, model=llama_1_3b or model"),
+    ("optimizer=sgd optimizer.beta1=0.9", "optimizer.beta1: no such key. It is only available with optimizer=adamw"),
+    ("data.path=x", "data.path: no such key. It is only available with data=text."),
+    ("data.pth=x", "data.pth: no such key. Did you mean data.path? It is only available with data=text."),
+    ("parallel.headroom=0.2", "parallel.headroom: no such key. It is only available with parallel=auto."),
+    ("model.head_dim=64", "model.head_dim: no such key. It is only available with model=llama_165m, "),
     ("optimizer.zzz=1", "optimizer.zzz: no such key. Known: name, lr, grad_clip_norm, "),
     ("model.zzz=1", "model.zzz: no such key. Known: vocab_size, "),
     ("model.num_layers=3", "model.num_layers: no such key. Did you mean model.num_blocks?"),
@@ -55,7 +55,7 @@ LINES = [
     ("hydra.job.env_copy=[NOPE] lr=3", "hydra.job.env_copy: the environment variable NOPE is not set."),
     ("trainer={sed:3}", "trainer.sed: no such key. Did you mean trainer.seed?"),
     ("++model=nope", "model='nope': no such option. Known: custom, "),
-    ("++model=tiny", "++model=tiny: options are chosen without ++. Write model=tiny."),
+    ("++model=tiny", "++model=tiny: ++ cannot select an option. Write model=tiny."),
     # wrong types
     ("trainer={seed:x}", "trainer.seed: expected int, got 'x'"),
     ("model.embedding_dim=abc", "model.embedding_dim: expected int, got 'abc'"),
@@ -68,7 +68,7 @@ LINES = [
     ("-m hydra.sweeper.max_batch_size=x", "hydra.sweeper.max_batch_size: expected int or null, got 'x'"),
     # syntax
     ("optimizer.lr", "optimizer.lr: expected key=value or a flag. Write optimizer.lr=VALUE."),
-    ("optimizer.lr=[1,2", "optimizer.lr=[1,2: the [ is not closed. Add ], and quote a value that contains spaces."),
+    ("optimizer.lr=[1,2", "optimizer.lr=[1,2: the [ is not closed. Add ]. Quote the value if it contains spaces."),
     ("parallel={fsdp_axis_size:2", "parallel={fsdp_axis_size:2: the { is not closed."),
     ("trainer.seed=int(3", "trainer.seed=int(3: the ( is not closed."),
     ("optimizer.lr='1", "optimizer.lr='1: the quote ' is not closed."),
@@ -81,7 +81,7 @@ LINES = [
     ("trainer.max_steps = 3", "trainer.max_steps = 3: the shell splits arguments at spaces, so 3 is a separate "
                               "argument. Write trainer.max_steps=3 without spaces"),
     ("-m optimizer.lr=1e-3, parallel=dp", "optimizer.lr=1e-3,: the value ends with a comma."),
-    ("parallel.remat=[A,,B]", "parallel.remat=[A,,B]: there is no value next to a comma."),
+    ("parallel.remat=[A,,B]", "parallel.remat=[A,,B]: a value is missing next to a comma."),
     ("trainer.max_steps==3", "trainer.max_steps==3: there are two = signs after the key. Write trainer.max_steps=3."),
     ("trainer.max_steps:3", "trainer.max_steps:3: expected key=value or a flag. Write trainer.max_steps=3."),
     ("=3", "=3: no key before the =. Write key=value, for example trainer.max_steps=3."),
@@ -89,11 +89,11 @@ LINES = [
     ("parallel.remat[0]=A", "single elements of a list cannot be set. Write the whole list: parallel.remat=[...]."),
     ("optimizer.lr=1=2", """the value contains =, which must be quoted. Write 'optimizer.lr="1=2"'."""),
     ("trainer.seed=ü", """the value contains 'ü', which must be quoted. Write 'trainer.seed="ü"'."""),
-    ("optimizer.lr=(1,2)", "a value cannot start with (. A list is written optimizer.lr=[...]"),
+    ("optimizer.lr=(1,2)", "a value cannot start with (. For a list, write optimizer.lr=[...]"),
     ("parallel={a=1}", "inside braces, use a colon between a key and its value. Write parallel={a:1}."),
     ("trainer.seed=${data.seed", "trainer.seed=${data.seed: ${ is not closed. Write ${key}, or ${resolver:argument}."),
     ("trainer.seed=$data.seed}", "trainer.seed=$data.seed}: unmatched }."),
-    ("trainer.seed=${${a}}", "trainer.seed=${${a}}: an interpolation inside another must be quoted."),
+    ("trainer.seed=${${a}}", "trainer.seed=${${a}}: nested interpolations must be quoted."),
     ("trainer.seed=${a:[}", "trainer.seed=${a:[}: the value is not a valid interpolation. Write ${key}, or ${resolver"),
     ('trainer.seed=${oc.decode:"[1"}', ": the interpolation resolves to text that cannot be parsed"),
     ("hydra.searchpath=[nope]", "hydra.searchpath='nope': the folder does not exist. The current folder is /"),
@@ -107,7 +107,7 @@ LINES = [
     ("--c job", "ambiguous option: --c could match --cfg, --config-path, --config-name, --config-dir"),
     ("parallel=dp,fsdp", "parallel=dp,fsdp: several values for a single run. Add -m to run one job for each value."),
     ("trainer.seed=1,2", "Add -m to run one job for each value.\n"),
-    ("data.path=a,b", """Add -m to run one job for each value, or write 'data.path="a,b"' for a single text.\n"""),
+    ("data.path=a,b", """for each value, or write 'data.path="a,b"' for text that contains commas.\n"""),
     ("parallel.remat=A,B", "parallel.remat=A,B: several values for a single run. Add -m to run one job for each "
                            "value, or write parallel.remat=[A,B] for a list."),
     ("parallel=null", "parallel=null: must be the name of an option"),
@@ -119,15 +119,15 @@ LINES = [
     ("+experiment=copying", "experiment already exists. Write experiment=copying, without the +."),
     ("+optimizer.lr=1", "+optimizer.lr=1: optimizer.lr already exists. Write optimizer.lr=1, without the +."),
     ("~optimizer.lr", "~optimizer.lr: a field cannot be removed. Set it to another value."),
-    ("~optimizer.foo", "~optimizer.foo: there is no such key to remove"),
+    ("~optimizer.foo", "~optimizer.foo: the key to remove does not exist"),
     # functions and their values
     ("-m trainer.seed=range(3,1)", "trainer.seed=range(3,1): has no values. The stop of a range is excluded"),
     ("-m parallel=glob(zzz*)", "parallel=glob(zzz*): does not match any of auto, dp, fsdp, fsdp_tp, pp, tp"),
     ("-m parallel=glob(zzz*) data=nope", "parallel=glob(zzz*): does not match any of auto, dp, fsdp, fsdp_tp, pp, tp"),
-    ("-m trainer.seed=glob(*)", "trainer.seed=glob(*): glob selects options of a group, and trainer.seed has none"),
+    ("-m trainer.seed=glob(*)", "trainer.seed=glob(*): glob only applies to config groups, and trainer.seed "),
     ("-m optimizer.lr=choice()", "choice() has invalid arguments. choice takes values: choice(1,2,3)."),
     ("-m trainer.seed=range(a,b)", "range(a,b) has invalid arguments. range takes numbers: range(stop), range("),
-    ("-m optimizer.lr=tag(log,1e-3,1e-2)", "tag takes names and then choice(...), range(...) or interval(...): "),
+    ("-m optimizer.lr=tag(log,1e-3,1e-2)", "tag takes tag names, followed by choice(...), range(...) or "),
     ("-m trainer.seed=rnge(1,2)", "trainer.seed=rnge(1,2): there is no function rnge. Did you mean 'range'? Text "),
     ("trainer.seed=int(a)", "trainer.seed=int(a): int(a) has invalid arguments. int takes an integer: int(3.0), "),
     # interpolations
@@ -143,8 +143,8 @@ LINES = [
     ("hydra.run.dir=${hydra.run.dirr}", "refers to a key that does not exist: hydra.run.dirr. Did you mean hydra.run."),
     ("hydra.run.dir=${now:}", "hydra.run.dir='${now:}': the resolver does not accept these arguments"),
     ("-m hydra.sweep.dir=${nope:3} trainer.seed=1,2", "hydra.sweep.dir='${nope:3}': there is no resolver nope. Known"),
-    ("hydra.verbose=3", "hydra.verbose: expected true, false, the name of a logger or a list of names, got 3"),
-    ("-m hydra.verbose=3", "hydra.verbose: expected true, false, the name of a logger or a list of names, got 3"),
+    ("hydra.verbose=3", "hydra.verbose: expected true, false, a logger name or a list of logger names, got 3"),
+    ("-m hydra.verbose=3", "hydra.verbose: expected true, false, a logger name or a list of logger names, got 3"),
     ("-m trainer.seed=[range(0,2e9)]", "trainer.seed=[range(0,2e9)]: a sweep cannot be an element of a list. "),
     ("trainer.seed=[range(0,3)]", "trainer.seed=[range(0,3)]: a sweep cannot be an element of a list. Write"),
     # sweeps that are too large
@@ -157,12 +157,12 @@ LINES = [
     ("-m trainer.seed=shuffle(range(0,2000000000))", "the sweep has 2,000,000,000 jobs"),
     ("-m trainer.seed=tag(a,sort(range(0,2000000000),reverse=true))", "the sweep has 2,000,000,000 jobs"),
     ("-m hydra.sweeper.num_samples=2000000000 optimizer.lr=interval(0,1)", "jobs, as set by hydra.sweeper.num_samples"),
-    ("-m hydra/sweeper=basic trainer.seed=range(0,2000000000)", "or use hydra/sweeper=xlstm, whose limit is hydra.swe"),
+    ("-m hydra/sweeper=basic trainer.seed=range(0,2000000000)", "or use hydra/sweeper=xlstm, whose limit is set by "),
     ("-m hydra.sweeper.max_jobs=2 trainer.seed=1,2,3", "hydra.sweeper.max_jobs=2: the sweep has 3 jobs"),
     ("-m hydra.sweeper.max_jobs=0 trainer.seed=1,2,3", "hydra.sweeper.max_jobs=0: must be 1 or more"),
     ("-m trainer.seed=range(0,inf)", "start, stop and step of a range must be finite"),
     # what composes and breaks a rule
-    ("~model", "~model: the group is required. To choose another option of it, write model=OPTION."),
+    ("~model", "~model: the group is required. To select another option, write model=OPTION."),
     ("data=text", "data.path: missing. Write data.path=..."),
     ("optimizer.lr=${nope.x}", "optimizer.lr='${nope.x}': refers to a key that does not exist: nope.x"),
     ("model.num_heads=3", "model.num_heads must divide the width 64 (set by model.qk_dim_factor) and the width 128 "
@@ -328,7 +328,7 @@ def test_options_of_the_user_with_a_key_are_listed_even_if_another_option_is_bro
     (tmp_path / "optimizer" / "mine.yaml").write_text("defaults: [adamw, _self_]\nlr: 1.0\n")
     (tmp_path / "optimizer" / "torn.yaml").write_text("defaults: [adamw, _self_\n")
     done = run_command(f"--config-dir={tmp_path}", "optimizer=sgd", "optimizer.beta1=0.9")
-    assert "It is a key of optimizer=adamw, optimizer=lion or optimizer=mine." in done.err
+    assert "It is only available with optimizer=adamw, optimizer=lion or optimizer=mine." in done.err
 
 
 @pytest.mark.parametrize(

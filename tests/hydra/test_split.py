@@ -108,8 +108,8 @@ def test_shuffling_is_reproducible():
 BAD = [
     ("a=interval(0,1)", None, "an interval has infinitely many values. Set hydra.sweeper.num_samples=20 to draw"),
     ("a=1,2", 3, "hydra.sweeper.num_samples=3: there is no interval to draw values from"),
-    ("a=interval(1,0)", 3, "a=interval(1,0): the end of an interval must be larger than its start"),
-    ("a=tag(log,interval(0,1))", 3, "the start of a logarithmic interval must be larger than 0"),
+    ("a=interval(1,0)", 3, "a=interval(1,0): the end of an interval must be greater than its start"),
+    ("a=tag(log,interval(0,1))", 3, "the start of a logarithmic interval must be greater than 0"),
     ("a=tag(lgo,interval(0,1))", 3, "no such tag: lgo. Known: log."),
     ("a=range(3,1)", None, "a=range(3,1): has no values. The stop of a range is excluded: range(1,3) is "),
     ("a=range(1,3),4", None, "a=range(1,3),4: sweeps cannot be nested. Write all values in one list: 1,2,3."),

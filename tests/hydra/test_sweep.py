@@ -110,7 +110,7 @@ def test_a_sweep_in_the_folder_of_a_run_is_refused(sweeper, jobs):
     values = "trainer.seed=1,2" if sweeper == "xlstm" else "optimizer.lr=interval(0.1,1)"
     done = run_command("-m", f"hydra/sweeper={sweeper}", "hydra.sweep.dir=run", values, SIMULATED)
     assert (done.status, done.err.count("\n"), len(jobs)) == (2, 1, 1), done.err
-    assert "is the folder of a run. A sweep needs its own folder: choose another with hydra.sweep.dir=DIR." in done.err
+    assert "is a run folder. A sweep needs its own folder: choose another with hydra.sweep.dir=DIR." in done.err
     assert sorted(Path("run").rglob("*")) == before
 
 
@@ -129,7 +129,9 @@ def test_points_that_do_not_fit_stop_the_sweep_in_one_table(jobs):
     done = run_command("-m", batch, "trainer.seed=1,2", SIMULATED)
     assert (done.status, jobs) == (2, [])
     head, row = done.err.splitlines()
-    assert head.endswith("2 of 4 points are invalid: no job was started; hydra.sweeper.on_invalid=skip skips them")
+    assert head.endswith(
+        "2 of 4 points are invalid: no job was started; hydra.sweeper.on_invalid=skip skips invalid points"
+    )
     assert f"trainer.batch_size={TOO_LARGE}" in row and "trainer.ignore_plan=false: a step needs " in row
 
 

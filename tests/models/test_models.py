@@ -116,7 +116,7 @@ def test_no_logit_depends_on_a_later_token(family, form):
 
 
 @families
-def test_an_example_does_not_depend_on_its_neighbours(family):
+def test_an_example_does_not_depend_on_its_neighbors(family):
     both = outputs(FAMILIES[family](), some_tokens())
     np.testing.assert_allclose(outputs(FAMILIES[family](), some_tokens()[:1]), both[:1], atol=1e-5)
 

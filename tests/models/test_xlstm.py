@@ -82,14 +82,14 @@ def test_the_size_of_the_program_does_not_depend_on_the_number_of_periods():
     assert size(12) < 1.02 * size(4)
 
 
-def normalise(x, scale, eps=1e-6):
+def normalize(x, scale, eps=1e-6):
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) * scale
 
 
 def reference_block(params, x, heads=4):
     """The paper's sLSTM block in NumPy: norm, convolution, cell, head norm, sum; norm, gated feed-forward, sum."""
     mixing, layer = params["slstm_res_block"], params["slstm_res_block"]["slstm"]
-    h = normalise(x, mixing["slstm_norm"]["scale"])
+    h = normalize(x, mixing["slstm_norm"]["scale"])
     kernel = layer["conv1d"]["kernel"][:, 0]
     padded = np.pad(h, ((0, 0), (len(kernel) - 1, 0), (0, 0)))
     conv = sum(weight * padded[:, shift : shift + h.shape[1]] for shift, weight in enumerate(kernel))
@@ -100,10 +100,10 @@ def reference_block(params, x, heads=4):
         return np.stack([part @ matrix.T + bias for part, matrix, bias in by_head], axis=2)
 
     gates = [project("zgate", h), project("igate", conv), project("fgate", conv), project("ogate", h)]
-    y = normalise(naive(np.stack(gates, axis=2), layer["recurrent_kernel"]), layer["outnorm"]["scale"])
+    y = normalize(naive(np.stack(gates, axis=2), layer["recurrent_kernel"]), layer["outnorm"]["scale"])
     x = x + y.reshape(x.shape)
     feed_forward = params["ffn_res_block"]
-    h, ffn = normalise(x, feed_forward["ffn_norm"]["scale"]), feed_forward["ffn"]
+    h, ffn = normalize(x, feed_forward["ffn_norm"]["scale"]), feed_forward["ffn"]
     up = h @ ffn["proj_up_gate"]["kernel"]
     gelu = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
     return x + (gelu * (h @ ffn["proj_up"]["kernel"])) @ ffn["proj_down"]["kernel"]

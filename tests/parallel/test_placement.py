@@ -41,7 +41,9 @@ def test_an_array_axis_that_is_not_divisible_is_skipped():
 def test_the_stacking_array_axis_is_never_split():
     placement = placed(shape=(64, 3, 5), names=("layers", None, None))
     assert placement.spec == jax.P(None, None, None)
-    assert placement.whole_because == "no free array axis of (3, 5) is divisible by parallel.fsdp_axis_size=4"
+    assert (
+        placement.whole_because == "none of the unsharded array axes (3, 5) is divisible by parallel.fsdp_axis_size=4"
+    )
 
 
 REASONS = {
@@ -79,7 +81,7 @@ def test_an_unknown_array_axis_lists_the_known_ones():
 def test_the_report_has_every_parameter_and_the_totals():
     text = sharding_report([placed(), placed(modules=())])
     assert "blocks.up.kernel" in text and "3x64x96" in text and "(-, fsdp, tp)" in text
-    assert "whole: none of its module classes" in text
+    assert "not sharded by FSDP: none of its module classes" in text
     assert sharding_summary([placed()]).startswith(
         "18,432 parameters in 1 arrays, 73,728 bytes; 9,216 bytes on each device"
     )

@@ -47,7 +47,7 @@ def test_devices_of_a_host_share_the_traffic_from_other_hosts():
     assert sent("all-to-all", "fsdp") == pytest.approx((1600 * 3 / 16, 1600 * 3 / 4))
 
 
-def test_a_permute_crosses_hosts_if_any_neighbours_do():
+def test_a_permute_crosses_hosts_if_any_neighbors_do():
     assert sent("collective-permute", "tp") == (1600, 0) and sent("collective-permute", "fsdp") == (0, 1600)
 
 

@@ -90,7 +90,7 @@ def test_unknown_parameters_are_an_error_that_names_the_primitive_and_the_versio
     words = r"no plan can be made: the parameters of the primitive 'scan' cannot be read \(.*\): KeyError: .* "
     with pytest.raises(PlanError, match=f"^{words}{VERSIONS}. ") as failed:
         FAIL[what]()
-    assert ("choose a layout, such as parallel=fsdp" in str(failed.value)) == (what == "parallel=auto")
+    assert ("Choose a layout instead, such as parallel=fsdp" in str(failed.value)) == (what == "parallel=auto")
 
 
 @pytest.mark.parametrize(

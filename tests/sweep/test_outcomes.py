@@ -196,7 +196,7 @@ def test_a_second_sweep_into_the_folder_is_refused_and_loses_nothing(endings):
 def test_a_sweep_in_a_folder_where_another_process_sweeps_is_refused(tmp_path):
     start_sweep(tmp_path / "sweep", [["trainer.seed=1"]])
     try:
-        with pytest.raises(ConfigError, match="another process is sweeping in this folder"):
+        with pytest.raises(ConfigError, match="a sweep is already running in this folder"):
             start_sweep(tmp_path / "sweep", [["trainer.seed=1"]], resume=True)
     finally:
         finish_sweep(tmp_path / "sweep")

@@ -34,14 +34,13 @@ def measured(programs, from_cache, seconds):
 
 def test_the_compiled_programs_of_all_jobs_are_summed(printed):
     jobs = measured(7, 0, 20.0), measured(7, 6, 2.0), measured(0, 0, 0.0), measured(0, 0, 0.0)
-    expected = (
-        "compiled: 8 of 14 programs, 22.0 s in all; 6 came from the cache (43%); 2 jobs reused those of an earlier job"
-    )
+    cached = "6 came from the cache (43%); 2 jobs reused programs of an earlier job"
+    expected = f"compiled: 8 of 14 programs, 22.0 s in total; {cached}"
     assert printed(*jobs) == [expected]
 
 
 def test_a_sweep_that_shares_nothing_says_so(printed):
-    assert printed(measured(7, 0, 20.0)) == ["compiled: 7 of 7 programs, 20.0 s in all"]
+    assert printed(measured(7, 0, 20.0)) == ["compiled: 7 of 7 programs, 20.0 s in total"]
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"measured": null}', '{"measured": {"step_seconds": 1.0}}'])

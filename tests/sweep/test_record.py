@@ -138,9 +138,9 @@ DEEP = '{"job": 2, "overrides": ' + "[" * 5000 + "]" * 5000 + "}"
 DAMAGED = {
     "overrides null": ('{"job": 2, "overrides": null}', "overrides: expected a list of strings, got null"),
     "overrides of numbers": ('{"job": 2, "overrides": [1]}', "overrides: expected a list of strings, got [1]"),
-    "a job as text": ('{"job": "2"}', "job: expected the number of a job, got '2'"),
-    "a negative job": ('{"job": -2}', "job: expected the number of a job, got -2"),
-    "true as a job": ('{"job": true}', "job: expected the number of a job, got true"),
+    "a job as text": ('{"job": "2"}', "job: expected a job number (0 or more), got '2'"),
+    "a negative job": ('{"job": -2}', "job: expected a job number (0 or more), got -2"),
+    "true as a job": ('{"job": true}', "job: expected a job number (0 or more), got true"),
     "no job": ('{"status": "failed"}', "job: missing"),
     "a list": ("[2]", "expected a JSON object, got a list"),
     "deep nesting": (DEEP, "nested too deeply to be an outcome"),
@@ -150,10 +150,19 @@ DAMAGED = {
     "duplicate keys": ('{"job": 2, "job": 3}', "job: duplicate key"),
     "an unknown field": ('{"job": 2, "colour": "red"}', "colour: no such field"),
     "an unknown status": ('{"job": 2, "status": "done"}', "status: expected waiting, running, completed"),
-    "no time": ('{"job": 2, "started": "noon"}', "started: expected a time or null, got 'noon'"),
-    "a time without zone": ('{"job": 2, "ended": "2026-01-01T00:00:00"}', "ended: expected a time or null"),
-    "a shell command": ('{"job": 2, "cluster_job": "1; rm -rf ."}', "cluster_job: expected the number of a SLURM job"),
-    "metrics of text": ('{"job": 2, "metrics": {"loss": "x"}}', "metrics: expected names with numbers"),
+    "no time": (
+        '{"job": 2, "started": "noon"}',
+        "started: expected an ISO 8601 time with a time zone or null, got 'noon'",
+    ),
+    "a time without zone": (
+        '{"job": 2, "ended": "2026-01-01T00:00:00"}',
+        "ended: expected an ISO 8601 time with a time zone or null",
+    ),
+    "a shell command": ('{"job": 2, "cluster_job": "1; rm -rf ."}', "cluster_job: expected a SLURM job ID"),
+    "metrics of text": (
+        '{"job": 2, "metrics": {"loss": "x"}}',
+        "metrics: expected an object that maps names to numbers",
+    ),
     "a folder with a NUL character": (r'{"job": 2, "folder": "a\u0000b"}', "folder: expected a path or null"),
     "a checkpoint with a NUL character": (r'{"job": 2, "checkpoint": "\u0000"}', "checkpoint: expected a path or null"),
     "a NUL byte": ('{"job": 2, "reason": "\0"}', "not JSON: Invalid control character"),
@@ -161,7 +170,7 @@ DAMAGED = {
     "half of a line": ('{"job": 2, "overr', "not JSON: Unterminated string"),
     "an empty line": ("", "not JSON: Expecting value at column 1"),
     "escape sequences": ('{"job": 2, "\\u001b[2Jx\\n": 1}', "\\x1b[2Jx\\n: no such field"),
-    "the same job": ('{"job": 1}', "job 1 has an earlier line"),
+    "the same job": ('{"job": 1}', "job 1 is already recorded on an earlier line"),
 }
 
 
@@ -196,7 +205,7 @@ def test_a_truncated_last_line_is_logged_once(tmp_path, caplog):
     write_lines(tmp_path, [*lines_of(), '{"job": 5, "over'], end=b"")
     assert outcomes.repair_record(tmp_path) == 1 and [one.job for one in read_record(tmp_path)] == list(range(5))
     (note,) = caplog.records
-    assert note.levelname == "INFO" and "line 6: truncated, as by a killed process" in note.getMessage()
+    assert note.levelname == "INFO" and "line 6: truncated (was the process killed?)" in note.getMessage()
     assert not (tmp_path / "sweep.jsonl.damaged").exists()
 
 

@@ -63,7 +63,10 @@ def test_only_the_folder_of_the_sweep_is_escaped_in_a_storage_url(storage, sweep
 
 
 UNUSABLE = {
-    "no such folder": ("sqlite:///nowhere/x.db", "unable to open database file. Choose a file in a folder that exists"),
+    "no such folder": (
+        "sqlite:///nowhere/x.db",
+        "unable to open database file. Choose a file in an existing,",
+    ),
     "a folder": ("sqlite:///full", "unable to open database file"),
     "no database": ("sqlite:///book", "file is not a database. Choose another file, or remove it."),
     "read-only": ("sqlite:///file:whole.db?mode=ro&uri=true", "attempt to write a readonly database"),
@@ -96,7 +99,7 @@ def test_a_database_that_another_process_has_locked_is_one_message():
     done = run_command(*STUDY, "hydra.sweep.dir=sweep")
     locked.close()
     assert (done.status, done.err.count("\n")) == (2, 1), done.err
-    assert "database is locked. Another process is using it" in done.err
+    assert "database is locked. Another process is using the database" in done.err
 
 
 def test_a_database_that_fails_during_a_study_ends_it_without_a_traceback(trials):
@@ -105,7 +108,7 @@ def test_a_database_that_fails_during_a_study_ends_it_without_a_traceback(trials
     done = run_command(*STUDY, "hydra.sweep.dir=sweep")
     locked[0].close()
     assert done.status == 1 and "1 job: 1 completed" in done.out
-    assert "the sweep ended early: the database of the study" in done.err and "database is locked\n" in done.err
+    assert "the sweep ended early: the study database" in done.err and "database is locked\n" in done.err
     assert "Traceback" not in done.err
 
 

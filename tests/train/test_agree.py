@@ -107,7 +107,7 @@ def test_another_corpus_is_refused(as_process_1):
 CHECKPOINTS = {
     "none": (None, ("x", 4), "reads no checkpoint, but process 0 reads the checkpoint of step 4"),
     "another step": (("x", 2), ("x", 4), "of step 2, but process 0 reads the check"),
-    "another run": (("x", 4), ("y", 4), "and process 0 read the checkpoint of step 4 of different runs"),
+    "another run": (("x", 4), ("y", 4), "and process 0 read the checkpoint of step 4, but from different runs"),
 }
 
 

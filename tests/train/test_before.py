@@ -49,7 +49,9 @@ def test_changes_that_fit_are_suggested(monkeypatch):
     needed = plan_program(program).plan.memory.total
     small = replace(load_device("h100_80gb"), memory_gib=0.8 * needed / GIB, memory_fraction=1)
     monkeypatch.setattr("xlstm_hydra.train._planning.device_here", lambda _: small)
-    with pytest.raises(ConfigError, match=r"It fits with (trainer|parallel)\.\w+=.*\. trainer.ignore_plan=true starts"):
+    with pytest.raises(
+        ConfigError, match=r"The run fits with (trainer|parallel)\.\w+=.*\. trainer.ignore_plan=true starts"
+    ):
         plan_program(program)
 
 
@@ -175,7 +177,7 @@ def planned():
     [
         (None, None, "peak memory: not reported on CPU"),
         (0, 3 * GIB, r"peak memory 3.00 GiB per device \(predicted: "),
-        (3 * GIB, 3 * GIB, "peak memory: not measured, because an earlier run of this process needed more"),
+        (3 * GIB, 3 * GIB, "peak memory: not measured, because an earlier run in this process used more"),
     ],
     ids=["not reported", "reported", "hidden by an earlier run"],
 )

@@ -301,4 +301,4 @@ def test_a_program_of_another_user_is_not_loaded(own, monkeypatch, caplog):
         lambda status: "someone" if stat.S_ISREG(status.st_mode) else None,
     )
     assert compiled("auto").compiled == 1
-    assert f"someone can write {file.name}, and this process would run it" in caplog.text
+    assert f"{file.name} can be written by someone, and this process would run it" in caplog.text

@@ -152,7 +152,7 @@ IDLE = {
     ),
     "dtypes of unused collectives": (
         {"fsdp_axis_size": 2, "fsdp_modules": ["GRUBlock"], "fsdp_gather_dtype": "bfloat16"},
-        r"fsdp_min_weight_size=262144: .*has no parameter that is sharded and gathered. Lower parallel.fsdp_min_we",
+        r"fsdp_min_weight_size=262144: .*has no parameter that FSDP shards. Lower parallel.fsdp_min_we",
     ),
 }
 

@@ -379,7 +379,7 @@ def test_simulated_devices_of_all_tasks_are_counted(second_task):
 def test_a_sweep_in_several_tasks_is_refused(second_task):
     done = run_command("-m", "trainer.seed=1,2")
     assert done.status == 2
-    assert "a sweep is started by a single process, but this is process 1 of 2" in done.err
+    assert "a sweep must be started by a single process, but this is process 1 of 2" in done.err
 
 
 def test_a_port_in_use_is_refused():

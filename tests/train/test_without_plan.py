@@ -61,7 +61,7 @@ def test_a_model_with_an_unknown_primitive_trains_and_its_plan_has_a_note(tmp_pa
 def test_a_layout_cannot_be_chosen_without_plans(unreadable):
     run = tiny_run()
     run.model.parallel = AutoParallelConfig()
-    with pytest.raises(PlanError, match="parallel=auto compares .*; choose a layout, such as parallel=fsdp"):
+    with pytest.raises(PlanError, match="parallel=auto needs plans .* Choose a layout instead, such as parallel=fsdp"):
         choose_layout(run)
 
 

@@ -76,7 +76,9 @@ def xlstm_jax_parts(model: ModelConfig, leaves: Mapping[str, Shape]) -> list[Par
     family = _FAMILIES.get(type(model.model_config))
     if family is None:
         known = either(config.__name__ for config in _FAMILIES)
-        raise ConfigError([Problem.about(model.class_path(), f"not a model of xlstm-jax, which has {known}")])
+        raise ConfigError(
+            [Problem.about(model.class_path(), f"xlstm-jax does not have this model class; expected {known}")]
+        )
     tree = _Tree(config_of(model), leaves.get(_EMBEDDING, (1,))[0], leaves)
     layers = config_of(model).num_blocks
     scanned = any(path.startswith(f"{family.scanned}.") for path in leaves)
@@ -86,7 +88,7 @@ def xlstm_jax_parts(model: ModelConfig, leaves: Mapping[str, Shape]) -> list[Par
     groups: dict[tuple[_How, str], list[Parameter]] = {}
     for module, members in _by_module(block).items():
         if module not in family.modules:
-            raise ConfigError([Problem.about(model.class_path(), f"the blocks of xlstm-jax have no module {module}")])
+            raise ConfigError([Problem.about(model.class_path(), f"xlstm-jax blocks have no module {module}")])
         groups.setdefault(family.modules[module], []).extend(members)
     for (how, theirs), members in groups.items():
         parts += [all_blocks(part, names, layers) for part in how(members, theirs, tree)]
@@ -160,8 +162,8 @@ def _shares(x: np.ndarray, local_axes: int) -> list[np.ndarray]:
 
 def _one_of_equals(shares: Sequence[np.ndarray]) -> np.ndarray:
     if any((share != shares[0]).any() for share in shares):
-        text = f"differs between the {len(shares)} tensor-parallel devices that the model was trained on"
-        raise NotOurs(f"{text}, but this model shares one array between all heads")
+        text = f"has different values on the {len(shares)} tensor-parallel devices that the model was trained on"
+        raise NotOurs(f"{text}, but in this model, all heads share one array")
     return shares[0]
 
 

@@ -121,7 +121,7 @@ def write_config(model: ModelConfig, *, one_document_per_row: bool = False) -> d
     config = model.model_config
     if not isinstance(config, mLSTMv1Config):
         text = "Hugging Face's xLSTM does not have this model class"
-        raise ConfigError([Problem.about(model.class_path(), text, f"It only has the models of {MODEL_CLASS}.")])
+        raise ConfigError([Problem.about(model.class_path(), text, f"Supported: {MODEL_CLASS}.")])
     if problems := [problem.at("model") for problem in _inexpressible(config, one_document_per_row)]:
         raise ConfigError(problems)
     width, multiple = config.ff_dim(), config.round_proj_up_to_multiple_of
@@ -149,17 +149,17 @@ def write_config(model: ModelConfig, *, one_document_per_row: bool = False) -> d
 def _inexpressible(config: mLSTMv1Config, one_document_per_row: bool) -> Iterator[Problem]:
     if config.reset_at_document_boundaries and not one_document_per_row:
         text = "Hugging Face's xLSTM does not reset its state between the documents of a row"
-        fix = "Add --one-document-per-row to export it anyway: the result is correct for rows with a single document."
+        fix = "If the exported model will only be used on rows with one document, add --one-document-per-row."
         yield Problem({"reset_at_document_boundaries": True}, text, fix)
     for key, value in _HAS.items():
         if config.get(key) != value:
             yield Problem({key: config.get(key)}, f"Hugging Face's xLSTM only supports {show(value)}")
     for key in ("gate_soft_cap", "logits_soft_cap"):
         if config.get(key) is None:
-            yield Problem({key: None}, "Hugging Face's xLSTM always has a soft cap")
+            yield Problem({key: None}, "must be a number, because Hugging Face's xLSTM always has a soft cap")
     if config.norm_eps != config.cell_norm_eps:
         given = {"norm_eps": config.norm_eps, "cell_norm_eps": config.cell_norm_eps}
-        yield Problem(given, "Hugging Face's xLSTM uses one value for both, so they must be equal")
+        yield Problem(given, "must be equal, because Hugging Face's xLSTM uses one value for both")
 
 
 def is_hugging_face(folder: Path) -> bool:
@@ -187,7 +187,7 @@ def read_config(folder: Path, *, lenient: bool = False) -> ModelConfig:
         raise ConfigError([_problem(file, f"cannot be read: {error}")]) from None
     if (kind := found.get("model_type")) != _ONLY["model_type"]:
         text = f"model_type: expected {_ONLY['model_type']!r}, got {kind!r}"
-        raise ConfigError([_problem(file, f"{text}. Other models of Hugging Face are not supported")])
+        raise ConfigError([_problem(file, f"{text}. Other Hugging Face models are not supported")])
     strangers = [key for key in found if key not in _KNOWN]
     unknown = [key for key in strangers if found[key] is not None]
     if problems := [_problem(file, text) for text in (*_unknown([] if lenient else unknown), *_wrong(found))]:
@@ -236,10 +236,10 @@ def _wrong(found: dict[str, Any]) -> Iterator[str]:
         yield f"{_TIED}: expected true or false, got {show(said[_TIED])}"
     for key, default in _DEFAULTS.items():
         if key in found and key not in said and key not in (*_NO_CAP, *_ALIASES):
-            yield f"{key}: expected a value, got null. If the field is absent, its value is {show(default)}"
+            yield f"{key}: expected a value, got null. If the field is absent, it defaults to {show(default)}"
     for key, alias in _ALIASES.items():
         if key in said and said.get(alias, said[key]) != said[key]:
-            yield f"{key}={show(said[key])}, {alias}={show(said[alias])}: two names of one field must have equal values"
+            yield f"{key}={show(said[key])}, {alias}={show(said[alias])}: both set the same field and must be equal"
 
 
 def _hint(key: str) -> str:
@@ -260,7 +260,7 @@ def _config(content: dict[str, Any], own: Any, tied: bool) -> mLSTMv1Config:
     own = {"context_length": 2048, "dtype": dtype, "gate_dtype": dtype, "lm_head_dtype": dtype} | own
     for key, value in (content | own).items():
         if key in _SIZES and not (type(value) in (int, float) and 0 < value < math.inf):
-            raise ValueError(f"{key}: expected a number above 0, got {show(value)}")
+            raise ValueError(f"{key}: expected a number greater than 0, got {show(value)}")
     chunk_size = content["chunk_size"]
     if own.get("backend", "chunkwise") == "chunkwise":
         chunk_size = math.gcd(chunk_size, own["context_length"])
@@ -328,7 +328,7 @@ def _part(parameter: Parameter) -> Part:
 
 def _no_bias(x: np.ndarray) -> list[np.ndarray]:
     if x.any():
-        raise NotOurs("are not all zero, and our norms have no bias")
+        raise NotOurs("has nonzero values, but the norms in xlstm-hydra have no bias")
     return []
 
 

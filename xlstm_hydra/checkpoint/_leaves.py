@@ -197,7 +197,7 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        text = "models of Hugging Face need the package safetensors"
+        text = "Hugging Face models require the package safetensors"
         raise ConfigError([Problem({}, text, "Run pip install 'xlstm-hydra[hf]'.")]) from None
 
 

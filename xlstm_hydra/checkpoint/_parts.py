@@ -126,7 +126,7 @@ def refuse_misfits(parts: Sequence[Part], leaves: Leaves) -> None:
     if wrong:
         more = f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
         text = f"its parameters do not match the model: {'; '.join(wrong[:_LISTED])}{more}"
-        raise ConfigError([Problem({}, text, "Choose the model that it was saved with.")])
+        raise ConfigError([Problem({}, text, "Choose the model that the checkpoint was saved with.")])
 
 
 def assemble(parts: Sequence[Part], leaves: Leaves, wanted: Container[str]) -> Iterator[tuple[str, np.ndarray]]:

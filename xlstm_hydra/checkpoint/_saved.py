@@ -317,8 +317,8 @@ def _refuse_other_shapes(checkpoint: Path, item: str, wanted: Any) -> None:
     path = wrong[0]
     got, wants = (show(tree.get(path, "no array")) for tree in (shapes, expected))
     what = "model" if item == "params" else "optimizer"
-    text = f"{len(wrong)} arrays of {item} differ: {path}: expected {wants}, the checkpoint has {got}"
-    fix = f"Choose the {what} that it was saved with, recorded in {checkpoint / 'metadata' / 'metadata'}."
+    text = f"{len(wrong)} arrays in {item} do not match, for example {path}: expected {wants}, got {got}"
+    fix = f"Choose the {what} that the checkpoint was saved with, recorded in {checkpoint / 'metadata' / 'metadata'}."
     raise refused(str(checkpoint), text, fix)
 
 

@@ -75,7 +75,7 @@ def import_checkpoint(
         model = read_config(folder, lenient=lenient) if record is None else record.model
         run, step, origin = _hugging_face_run(folder, model) if record is None else _recorded_run(folder, record)
         if form not in (None, origin["writer"]):
-            raise ConfigError([Problem({}, f"expected a checkpoint of format {form}, got {origin['writer']}")])
+            raise ConfigError([Problem({}, f"expected a checkpoint in the format {form}, got {origin['writer']}")])
         model = resolve_classes(run.model)
         shapes = {parameter.path: parameter.shape for parameter in parameters_of(model)}
         params = dict(convert(open_leaves(folder), model, shapes))
@@ -100,7 +100,7 @@ def _hugging_face_run(folder: Path, model: ModelConfig) -> tuple[RunConfig, int,
 def _recorded_run(folder: Path, record: Record) -> tuple[RunConfig, int, dict[str, Any]]:
     """Return a run for a checkpoint of another program, the step, and the origin to record in the metadata."""
     if record.writer == FORMAT:
-        raise ConfigError([Problem({}, "is already a checkpoint of xlstm-hydra")])
+        raise ConfigError([Problem({}, "is already an xlstm-hydra checkpoint")])
     groups, notes = starting_groups(record)
     origin = {"checkpoint": str(folder), "writer": record.writer, "metadata": record.content}
     return _run(groups, step_of(folder)), step_of(folder), origin | {"notes": [*record.notes, *notes]}
@@ -158,7 +158,9 @@ def _new_folder(out: str | Path) -> Path:
     out = Path(out).expanduser().absolute()
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ConfigError([Problem({"OUT": str(out)}, "already exists", "Choose a new folder.")])
+            raise ConfigError(
+                [Problem({"OUT": str(out)}, "already exists and is not an empty folder", "Choose another folder.")]
+            )
     except OSError as error:
         raise _unwritable(out, error) from error
     return out

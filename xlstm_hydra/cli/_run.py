@@ -148,7 +148,7 @@ def _run_folder(path: Path, resumed: str | None) -> RunFolder:
         return RunFolder(path)
     fix = (
         f"resume={resumed} hydra.run.dir=DIR continues the run in another folder; --from {resumed} starts a new run "
-        "with its config."
+        "with the same config."
     )
     return RunFolder(path, {"resume": resumed}, fix)
 

@@ -144,7 +144,7 @@ def _refuse_removed(overrides: list[str]) -> None:
         key = text.removeprefix("~").partition("=")[0]
         if text.startswith("~") and (key in REQUIRED or key.startswith("hydra/")):
             rule = "the group is required" if key in REQUIRED else "is required by Hydra"
-            problems.append(Problem.about(text, rule, f"To choose another option of it, write {key}=OPTION."))
+            problems.append(Problem.about(text, rule, f"To select another option, write {key}=OPTION."))
     if problems:
         raise ConfigError(problems)
 

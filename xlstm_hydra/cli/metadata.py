@@ -41,7 +41,7 @@ from ._messages import command
 if TYPE_CHECKING:
     from xlstm_hydra.checkpoint import Misfit
 
-_SOURCE = "a run folder, RUN@STEP, the folder of a checkpoint, or a metadata file"
+_SOURCE = "a run folder, RUN@STEP, a checkpoint folder, or a metadata file"
 _COLORS = {"parameters": "bold red", "numerics": "yellow", "layout": "cyan", "bookkeeping": "dim"}
 
 
@@ -63,27 +63,27 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         for source in sources:
             command.add_argument(source, help=_SOURCE)
-        command.add_argument("--json", action="store_true", help="print JSON, for programs")
+        command.add_argument("--json", action="store_true", help="print the result as JSON")
         command.add_argument("--lenient", action="store_true", help="ignore unknown fields, and list them")
         if name != "check":
-            text = "do not compare files with the manifest of the checkpoint"
+            text = "do not verify the files against the manifest of the checkpoint"
             command.add_argument("--no-verify", dest="verify", action="store_false", help=text)
         return command
 
     add("show", _show, "Print the config and the environment of the run as YAML.", "RUN")
     add("overrides", _overrides, "Print the shortest command line that composes to the same config.", "RUN")
     add("diff", _diff, "Print the differences between two configs, grouped by their effect.", "A", "B")
-    text = "Verify all files and the shapes of the parameters, of all checkpoints of a run or of a single step."
+    text = "Verify the files and the parameter shapes of one checkpoint, or of all checkpoints of a run."
     add("check", _check, text, "RUN")
-    take = add("import", _import, "Convert a checkpoint of xlstm-jax or Hugging Face to xlstm-hydra.", "RUN")
+    take = add("import", _import, "Convert an xlstm-jax or Hugging Face checkpoint to an xlstm-hydra run.", "RUN")
     take.add_argument("OUT", help="run folder to create")
     take.add_argument(
-        "--format", choices=("xlstm_jax", "hf"), help="required format (default: detected from the files)"
+        "--format", choices=("xlstm_jax", "hf"), help="format of the checkpoint (default: detected from the files)"
     )
     give = add("export", _export, "Convert a checkpoint to a model that transformers can load.", "RUN")
     give.add_argument("OUT", help="folder to create")
-    give.add_argument("--format", choices=("hf",), required=True, help="hf: xLSTMForCausalLM of Hugging Face")
-    text = "also export a model with reset_at_document_boundaries, for input with one document per row"
+    give.add_argument("--format", choices=("hf",), required=True, help="hf: the Hugging Face class xLSTMForCausalLM")
+    text = "allow models with reset_at_document_boundaries; each input row must then contain a single document"
     give.add_argument("--one-document-per-row", action="store_true", help=text)
     return parser
 
@@ -157,7 +157,7 @@ def _diff(arguments: argparse.Namespace) -> int:
         lines += [(title, _COLORS[kind])] if of_kind else []
         lines += [(f"  {each.key}: {shown(each.before)} -> {shown(each.after)}", "") for each in of_kind]
     if left_out:
-        lines.append((f"not compared, because only one of the two recorded it: {', '.join(left_out)}", "dim"))
+        lines.append((f"not compared, because only one config has these groups: {', '.join(left_out)}", "dim"))
     _print_lines(lines)
     return 1 if found else 0
 
@@ -167,8 +167,8 @@ def _check(arguments: argparse.Namespace) -> int:
     checkpoints = saved.values() or [_checkpoint_of(arguments.RUN)]
     found = [each for path in checkpoints if (each := _checked_if_kept(path, arguments.lenient))]
     if not found:
-        text = "all of its checkpoints were deleted while they were read"
-        raise ConfigError([Problem({"RUN": arguments.RUN}, text, "If the run is still in progress, try again.")])
+        text = "all checkpoints of this run were deleted while they were being read"
+        raise ConfigError([Problem({"RUN": arguments.RUN}, text, "If the run is still training, try again.")])
     if arguments.json:
         listed = [each.content() for each in found]
         newest = {key: listed[-1][key] for key in ("checkpoint", "misfits")}
@@ -222,8 +222,8 @@ class _Checked:
         if verdict.damage or self.error:
             return
         if not self.misfits:
-            yield f"{path}: all parameters on disk have the shapes of {self.against}", "green"
-        by = {"model": "by the model", "parameters": "by the recorded list"}
+            yield f"{path}: all parameter shapes on disk match {self.against}", "green"
+        by = {"model": "according to the model", "parameters": "according to the metadata"}
         for each in self.misfits:
             expected, found = _shape(each.expected), _shape(each.found)
             yield f"{each.leaf}: expected {expected} {by[each.source]}, found {found}", ""
@@ -255,7 +255,7 @@ def _checked(checkpoint: Path, lenient: bool) -> _Checked:
         misfits = check_params(checkpoint, resolve_classes(record.model), recorded)
     except ConfigError as error:
         return _Checked(checkpoint, verdict, error=error)
-    return _Checked(checkpoint, verdict, misfits, "the model" + " and of the recorded list" * (recorded is not None))
+    return _Checked(checkpoint, verdict, misfits, "the model" + " and the metadata" * (recorded is not None))
 
 
 def _import(arguments: argparse.Namespace) -> int:
@@ -288,12 +288,12 @@ def _checkpoint_of(source: str) -> Path:
     if (file.parent.parent / "params").is_dir():
         return file.absolute().parents[1]
     raise ConfigError(
-        [Problem({"RUN": source}, "there are no parameters next to this file", "Name the folder of the checkpoint.")]
+        [Problem({"RUN": source}, "there are no parameters next to this file", "Name the checkpoint folder instead.")]
     )
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
-    return "nothing" if shape is None else str(tuple(shape))
+    return "no array" if shape is None else str(tuple(shape))
 
 
 # ---- printing

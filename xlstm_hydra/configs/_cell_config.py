@@ -53,7 +53,7 @@ class CellConfig(LanguageModelConfig):
     """Initial biases of the forget gates, [low, high]: evenly spaced from low to high over the heads."""
 
     add_qk_norm: bool = field(default=False, metadata=affects(PARAMETERS))
-    """Normalise the queries and keys of each head."""
+    """Normalize the queries and keys of each head."""
 
     reset_at_document_boundaries: bool = field(default=False, metadata=affects(NUMERICS))
     """Set the forget-gate pre-activation to `reset_fgate_value` at the first token of every document, so that the cell
@@ -63,7 +63,7 @@ class CellConfig(LanguageModelConfig):
     """Forget-gate pre-activation at the first token of every document, if `reset_at_document_boundaries` is set."""
 
     cell_eps: float = field(default=1e-6, metadata=affects(NUMERICS))
-    """Epsilon added to the denominator of the cell's output: max(|n q|, exp(-m)) + cell_eps, with the normaliser n, the
+    """Epsilon added to the denominator of the cell's output: max(|n q|, exp(-m)) + cell_eps, with the normalizer n, the
     query q and the stabiliser m. 0: nothing is added."""
 
     backend: str = field(default="chunkwise", metadata=affects(LAYOUT))

@@ -36,8 +36,8 @@ class DeviceConfig(ConfigDict, schema="device"):
     """JAX platform of the device: cpu, gpu or tpu."""
 
     kinds: list[str] = field(metadata=affects(BOOKKEEPING))
-    """Values of `jax.Device.device_kind` by which a run recognises the device. Empty: the device is never
-    recognised."""
+    """Values of `jax.Device.device_kind` by which a run recognizes the device. Empty: the device is never
+    recognized."""
 
     memory_gib: float = field(metadata=affects(BOOKKEEPING))
     """Memory of one device that is available to programs, in GiB (2**30 bytes)."""
@@ -82,7 +82,7 @@ class DeviceConfig(ConfigDict, schema="device"):
     def platform_rules(self, platform: str) -> Iterator[Problem]:
         """Check that this config is for the platform of the devices present."""
         if self.platform in PLATFORMS and self.platform != platform:
-            fix = "Remove the config group device. The devices present are recognised automatically."
+            fix = "Remove the config group device. The devices present are recognized automatically."
             yield Problem({"platform": self.platform}, f"the platform of the devices present is {platform}", fix)
 
     @property

@@ -178,7 +178,7 @@ class mLSTMv1Config(CellConfig, schema="mlstm_v1"):  # noqa: N801
 
     cell_norm_type_v1: str = field(default="layernorm", metadata=affects(NUMERICS))
     """Norm applied to each head of the cell output: layernorm or rmsnorm. If `add_qk_norm` is set, queries and keys are
-    normalised with `norm_type`."""
+    normalized with `norm_type`."""
 
     def ff_dim(self) -> int:
         """Width of the feed-forward layer, or 0 without one."""

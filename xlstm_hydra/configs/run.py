@@ -60,7 +60,7 @@ class RunConfig(ConfigDict):
     """The processes of the run, and the order of their devices."""
 
     device: DeviceConfig | None = None
-    """Memory and speed of the devices. null: the figures of the devices present, if these are recognised. For plans,
+    """Memory and speed of the devices. null: the figures of the devices present, if these are recognized. For plans,
     see `task.device`."""
 
     @property

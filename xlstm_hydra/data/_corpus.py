@@ -167,7 +167,7 @@ def open_corpus(config: DataConfig, context_length: int, vocab_size: int) -> tup
     held_out = max(round(total * config.validation_fraction), context_length + 1)
     if total - held_out <= context_length:
         given = {"model.context_length": context_length, "data.validation_fraction": config.validation_fraction}
-        rule = f"the corpus has {total} bytes, too few for an example of each of training and validation"
+        rule = f"the corpus has {total} bytes, too few for an example in both the training and the validation split"
         raise ConfigError([Problem(given, rule, "Add text, or lower model.context_length.")])
     cut = total - held_out
     train, validation = (

@@ -133,8 +133,8 @@ def _sizes(given: dict[str, str], files: Iterable[Path]) -> Iterator[tuple[Path,
         else:
             yield file, status.st_size
     if unreadable:
-        more = f"; {len(unreadable)} files cannot be read" if len(unreadable) > 1 else ""
-        fix = "Make them readable, remove them, or use a glob that does not match them."
+        more = f"; in total, {len(unreadable)} files cannot be read" if len(unreadable) > 1 else ""
+        fix = "Make these files readable, remove them, or use a glob that does not match them."
         raise ConfigError([Problem(given, f"{unreadable[0]}{more}", fix)])
     if others:
         log.warning("skipped %d paths that are not regular files, for example %s", len(others), others[0])

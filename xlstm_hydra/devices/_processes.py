@@ -71,7 +71,9 @@ def join(config: DistributedConfig) -> None:
     """
     process = config.process_info(os.environ)
     if config.name == "auto" and (idle := idle_tasks(os.environ)):
-        log.warning("SLURM has %d more tasks for this job, which are idle: start the run with srun to use them", idle)
+        log.warning(
+            "SLURM allocated %d more tasks to this job, but they are idle: start the run with srun to use them", idle
+        )
     if process is None or jax.distributed.is_initialized():
         return
     if process.process_id > 0:
@@ -115,8 +117,9 @@ def _refuse_taken_port(address: str) -> None:
 def _give_up(process: ProcessInfo, seconds: int) -> NoReturn:
     text = (
         f"not all of the {process.num_processes} processes connected to {process.coordinator_address} within {seconds} "
-        "s (distributed.initialization_timeout_seconds). Check that all were started with the same address and number "
-        "of processes, that the port is free on the host of process 0, and that the other hosts can reach it."
+        "s (distributed.initialization_timeout_seconds). Check that all processes were started with the same "
+        "address and number of processes, that the port is free on the host of process 0, and that the "
+        "other hosts can reach the port."
     )
     print(f"xlstm-hydra: process {process.process_id}: {text}", file=sys.stderr)
     _leave(1)
@@ -260,7 +263,7 @@ def _end(error: BaseException, config: DistributedConfig) -> NoReturn:
         is_bug = message_of(error) is None
         print(f"{head} failed:\n" * is_bug + text_of(error, head), file=sys.stderr)
         if isinstance(error, jax.errors.JaxRuntimeError) or "by peer" in str(error):
-            text = "if a collective has failed, another process may have died; see the last lines of its output"
+            text = "if a collective has failed, another process may have died; see the output of the other processes"
             print(f"{head}: {text}", file=sys.stderr)
     if number == 0:
         sys.stderr.flush()

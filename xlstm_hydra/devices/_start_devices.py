@@ -90,7 +90,7 @@ def _set(wanted: Mapping[str, object]) -> None:
     if all(jax.config.values[name] == value for name, value in wanted.items()):
         return
     if jax.distributed.is_initialized() and backends_are_initialized():
-        rule = "the devices cannot change after several processes have connected"
+        rule = "the devices cannot be changed after the processes have connected"
         raise ConfigError([Problem({"trainer.simulated_devices": wanted.get("jax_num_cpu_devices")}, rule)])
     clear_backends()
     for name, value in wanted.items():

@@ -54,7 +54,7 @@ def _v2_to_v3(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _new_fields_of(fields: Any) -> dict[str, Any]:
-    """Return the upgraded model config of version 1. The model family is recognised by the fields of the config,
+    """Return the upgraded model config of version 1. The model family is recognized by the fields of the config,
     because a user's config class may be a subclass of ours."""
     if not isinstance(fields, dict) or "reset_fgate_value" not in fields:
         return {}

@@ -77,14 +77,14 @@ class Field:
     """For a field without counterpart: the value that needs no note. Any other value adds a note."""
 
     supported: Any = REQUIRED
-    """For a field without counterpart: the only supported value, which matches our behaviour. Any other value is an
+    """For a field without counterpart: the only supported value, which matches our behavior. Any other value is an
     error."""
 
     why: str = ""
     """For a field without counterpart: the explanation in the note or error message."""
 
     default: Any = REQUIRED
-    """Value to use if the field was not recorded. It matches the behaviour before the field was introduced."""
+    """Value to use if the field was not recorded. It matches the behavior before the field was introduced."""
 
 
 Table = Mapping[str, Field]

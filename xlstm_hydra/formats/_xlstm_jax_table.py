@@ -1,6 +1,6 @@
 """Tables of all fields that xlstm-jax recorded with a checkpoint, in the formats of all xlstm-jax commits.
 
-Paths are paths in the metadata file. `default` is the behaviour of earlier commits, which did not have the field.
+Paths are paths in the metadata file. `default` is the behavior of earlier commits, which did not have the field.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ LLAMA: Table = {
     "logits_soft_cap": maps_to("logits_soft_cap", optional(number), default=None),
 }
 
-_NORMALISER = "Here, the normaliser of the cell is at least exp(-m). Other lower bounds give a different function."
+_NORMALISER = "Here, the normalizer of the cell is at least exp(-m). Other lower bounds give a different function."
 _ROUNDING = "it was the data type of a kernel; in xlstm-hydra, each kernel chooses its own"
 
 

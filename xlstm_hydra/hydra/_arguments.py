@@ -99,8 +99,8 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     if source is None:
         return rest
     if key == RESUME and is_sweep(args):
-        fix = f"Remove -m. For new runs with its config, use --from {source}; to continue a sweep, resume_sweep=DIR."
-        raise ConfigError([Problem({RESUME: source}, "cannot be combined with -m: it continues a single run", fix)])
+        fix = f"Remove -m. Use --from {source} to sweep over its config, or resume_sweep=DIR to continue a sweep."
+        raise ConfigError([Problem({RESUME: source}, "continues a single run and cannot be combined with -m", fix)])
     from ._from_checkpoint import overrides_of  # takes 20 ms, so only imported if needed
 
     first = rest.index(args.overrides[0]) if args.overrides else len(rest)

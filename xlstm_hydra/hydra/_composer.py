@@ -138,7 +138,7 @@ class Composer:
         node: Any = base.job.hydra._get_node("verbose")
         verbose = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node._value()
         if not isinstance(verbose, bool | str | list):
-            rule = f"expected true, false, the name of a logger or a list of names, got {show(verbose)}"
+            rule = f"expected true, false, a logger name or a list of logger names, got {show(verbose)}"
             yield Problem.about("hydra.verbose", rule)
         yield from callback_problems(base.job)
         yield from unchosen_groups(base.job.hydra.runtime.choices, cfg)

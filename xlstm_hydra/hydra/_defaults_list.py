@@ -45,7 +45,7 @@ def entry_fault(text: str, entries: Iterable[tuple[int, Any]], groups: list[str]
     chosen = [(number, entry) for number, entry in entries if isinstance(entry, GroupDefault)]
     if match := _INTERPOLATION.match(text):
         number = next((number for number, entry in chosen if match[1] in str(entry.value)), None)
-        return EntryFault(Problem.about("defaults", f"{match[1]} does not refer to a group in a defaults list"), number)
+        return EntryFault(Problem.about("defaults", f"{match[1]} must refer to a group in a defaults list"), number)
     if match := _TWICE.match(text):
         found = _entry_of(match[1], chosen, is_override=False)
         return found and EntryFault(_chosen_twice(found[1]), found[0])
@@ -78,7 +78,7 @@ def _entry_of(key: str, chosen: list[tuple[int, GroupDefault]], is_override: boo
 
 def _chosen_twice(entry: GroupDefault) -> Problem:
     group = entry.get_group_path()
-    rule = "the defaults list already has an option of this group"
+    rule = "the defaults list already selects an option of this group"
     return Problem.about(f"/{group}", rule, f"Write `override /{group}: {entry.value}`.")
 
 

@@ -64,10 +64,10 @@ class SavedOptions:
         """
         self._key, self._lenient = key, lenient
         if not source:
-            raise refused(source, "the run folder is missing", "Write ckpt://RUN.", key)
+            raise refused(source, "expected a run folder after ckpt://", "Write ckpt://RUN.", key)
         self.checkpoint = find_checkpoint(source, key)
         if any("\ud800" <= letter <= "\udfff" for letter in str(self.checkpoint)):
-            text = "its path is not valid UTF-8, so it cannot be saved in the config of a run"
+            text = "the path is not valid UTF-8, so it cannot be saved in the config of a run"
             raise refused(str(self.checkpoint), text, "Rename the folder, or create a symbolic link to it.", key)
         run = run_of(self.checkpoint)
         saved = {} if run is None else saved_checkpoints(run)
@@ -116,7 +116,7 @@ class SavedOptions:
         if group == ALL:
             return OmegaConf.create({"defaults": [{f"override /{other}": name} for other in options]}), "_global_"
         if group not in options:
-            rule = f"its metadata has no group {group}"
+            rule = f"the metadata of this checkpoint has no group {group}"
             raise refused(str(self._checkpoints[name]), rule, "Choose another step.", self._key)
         return copy.deepcopy(options[group]), None
 
@@ -171,15 +171,15 @@ def _continued(checkpoint: Path, others: list[str], names_run: bool) -> list[str
     """
     typed = {text.lstrip("+").partition("=")[0] for text in others}
     if RESTORE in typed:
-        fix = f"Remove one of them. Only {_RESUME} also restores the config of the run."
+        fix = f"Remove one of them. Unlike checkpoint.restore, {_RESUME} also restores the config of the run."
         raise ConfigError([Problem.about(f"{_RESUME} and {RESTORE}", "cannot be given together", fix)])
     run = run_of(checkpoint)
     source = checkpoint if run is None or not names_run else run
     settings: dict[str, Any] = {RESTORE: str(source), "checkpoint.init_from": None}
     if "hydra.run.dir" not in typed:
         if run is None:
-            text = f"{checkpoint} is not inside a run folder, so there is no folder to continue in"
-            fix = "Set one with hydra.run.dir=DIR."
+            text = f"the checkpoint {checkpoint} is not inside a run folder, so the run folder is unknown"
+            fix = "Set the run folder with hydra.run.dir=DIR."
             raise ConfigError([Problem.about(_RESUME, text, fix)])
         settings["hydra.run.dir"] = str(run)
         settings["hydra.output_subdir"] = f".hydra/resumed_at_{step_of(checkpoint, _RESUME)}"

@@ -181,7 +181,7 @@ def hydra_rules(cfg: DictConfig) -> Iterator[Problem]:
     yield from unchosen_groups(cfg.hydra.runtime.choices, cfg)
     record = cfg.hydra.output_subdir
     if record is not None and (os.path.isabs(record) or ".." in Path(record).parts):
-        fix = "For example .hydra, or null to write no record."
+        fix = "For example .hydra, or null to not save Hydra's config files."
         yield Problem({"hydra.output_subdir": record}, "must be a relative path inside the run folder", fix)
 
 

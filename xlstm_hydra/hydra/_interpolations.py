@@ -120,7 +120,7 @@ def unknown_engine(error: Exception) -> Problem | None:
     group = "launcher" if any(frame.f_code.co_name == "instantiate_launcher" for frame in frames) else "sweeper"
     key, fix = f"hydra.{group}._target_", f"Choose an option with hydra/{group}=..."
     if match := _NO_PLUGIN.match(str(error)):
-        return Problem({key: match[1]}, f"is not a {group} plugin of Hydra", fix)
+        return Problem({key: match[1]}, f"is not a Hydra {group} plugin", fix)
     return Problem.about(key, " ".join(str(error).partition("\n\n")[0].split()), fix)
 
 

@@ -159,7 +159,7 @@ def load_device(name: str = DEFAULT_DEVICE, key: str = GROUP) -> DeviceConfig:
     try:
         [values] = _load(searched, (name,))
     except REFUSED as error:
-        raise ConfigError([Problem({key: name}, f"its file cannot be read: {_reason(error)}")]) from None
+        raise ConfigError([Problem({key: name}, f"the file of this option cannot be read: {_reason(error)}")]) from None
     return _checked(values)
 
 

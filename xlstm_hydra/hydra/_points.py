@@ -186,8 +186,8 @@ def _sweep_rules(run: RunConfig) -> Iterator[Problem]:
     jobs."""
     if process := run.distributed.process_info(os.environ):
         this = f"process {process.process_id} of {process.num_processes}"
-        rule = f"a sweep is started by a single process, but this is {this}"
-        fix = "Remove -m, or start the sweep in one process that submits the jobs, with hydra/launcher=slurm."
+        rule = f"a sweep must be started by a single process, but this is {this}"
+        fix = "Remove -m, or start the sweep in a single process with hydra/launcher=slurm, which submits the jobs."
         yield Problem({"distributed.name": run.distributed.name}, rule, fix)
 
 

@@ -49,7 +49,7 @@ def config_of(data: Any) -> DictConfig:
 def _wrong_keys(data: Mapping[Any, Any], path: str) -> Iterator[Problem]:
     for key, value in data.items():
         if not isinstance(key, str):
-            yield Problem.about(path, f"a key must be text, got {show(key)}")
+            yield Problem.about(path, f"a key must be a string, got {show(key)}")
         elif isinstance(value, Mapping):
             yield from _wrong_keys(value, f"{path}.{key}" if path else key)
 
@@ -173,13 +173,13 @@ def _read_model(plain: dict[str, Any], problems: list[Problem]) -> ModelConfig:
     """Read the model and its layout. Problems are appended to `problems`."""
     node = plain.get("model")
     if not isinstance(node, Mapping):
-        missing, node = Missing.about("model", "missing", "Choose one, for example model=tiny."), {}
+        missing, node = Missing.about("model", "missing", "Choose a model, for example model=tiny."), {}
         problems.extend(independent([missing], problems))
     elif "model_class" not in node:
         fix = "Write model.model_class=my_package.MyModel, the dotted path of a Flax class."
         problems.extend(independent([Missing.about("model.model_class", "missing", fix)], problems))
     if (target := node.get("_target_", _TARGET)) != _TARGET:
-        fix = "Remove it, and set the class of the model with model.model_class."
+        fix = "Remove it, and set the model class with model.model_class."
         problems.append(Problem({"model._target_": target}, f"must be {_TARGET}", fix))
     parallel = _read_parallel(plain, node, problems)
     is_known = "model_class" in node or node.get("config_class") is not None
@@ -195,7 +195,7 @@ def _read_parallel(plain: dict[str, Any], node: Mapping[str, Any], problems: lis
     if "parallel" not in plain:
         return collect_layout(own or {}, "model.parallel", problems)
     if own is not None and own != plain["parallel"]:
-        text = "must be the same layout as the group parallel"
+        text = "must be the same layout as in the group parallel"
         problems.append(Problem.about("model.parallel", text, "Set parallel=OPTION or a field of parallel instead."))
     return collect_layout(plain["parallel"] or {}, "parallel", problems)
 
@@ -226,7 +226,7 @@ def config_class_of(node: Mapping[str, Any], problems: list[Problem]) -> Any:
 def _annotated_config(path: Any) -> Any:
     hint = typing.get_type_hints(locate_class(path, "model.model_class")).get("config")
     if not dataclasses.is_dataclass(hint):
-        text = "its field `config` is not annotated with a config dataclass"
+        text = "the field `config` of this class is not annotated with a config dataclass"
         raise ConfigError(
             [Unread({"model.model_class": path}, text, "Annotate it, or set model.config_class to the dataclass.")]
         )

@@ -55,7 +55,7 @@ def unset_variable(error: Exception) -> Problem | None:
 def of_params(key: str, text: str) -> Problem:
     """Return the `Problem` for an override of a single key of `hydra.sweeper.params`."""
     fix = f"Write {text.partition(PARAMS)[2]}, which has the same effect."
-    return Problem.about(key, "cannot be set on its own", fix)
+    return Problem.about(key, "single keys of hydra.sweeper.params cannot be set on the command line", fix)
 
 
 def interval_types(overrides: Iterable[Override], cfg: DictConfig) -> Iterator[Problem]:
@@ -98,7 +98,7 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
     if "/" in key and not override.is_delete():
         return _no_such_group(override, choices)
     if override.is_delete():
-        rule = "a field cannot be removed" if exists else "there is no such key to remove"
+        rule = "a field cannot be removed" if exists else "the key to remove does not exist"
         return Problem.about(text, rule, "Set it to another value." if exists else "")
     if override.is_add() and (is_choice or exists):
         return Problem.about(text, f"{key} already exists", f"Write {text[1:]}, without the +.")
@@ -142,14 +142,14 @@ def _no_such_group(override: Override, choices: Iterable[Any]) -> Problem:
     options = [] if loader is None else loader.get_group_options(key)
     if options and not override.is_add():
         text = str(override.input_line)
-        return Problem.about(text, "the config has no option of this group yet", f"Write +{text.lstrip('+')}.")
+        return Problem.about(text, "this group is not in the defaults list", f"To add it, write +{text.lstrip('+')}.")
     if key in choices:
         return Problem.about(
             key, "the group has no options", "Use --config-dir=DIR to add a folder with options of the group."
         )
     known = nearest(key, map(str, choices))
     return Problem.about(
-        key, "no such group", known if known.startswith("Did") else "--info defaults lists all groups."
+        key, "no such group", known if known.startswith("Did") else "To list all groups, use --info defaults."
     )
 
 
@@ -158,7 +158,7 @@ def _forced_option(override: Override) -> Problem:
     key, name, loader = override.key_or_group, override.value(), override.config_loader
     options = loader.get_group_options(key) if loader else ()
     if name in options:
-        return Problem.about(str(override.input_line), "options are chosen without ++", f"Write {key}={name}.")
+        return Problem.about(str(override.input_line), "++ cannot select an option", f"Write {key}={name}.")
     return no_such_option(key, name, options)
 
 
@@ -253,14 +253,14 @@ def _way_out(parts: list[str], depth: int, node: DictConfig, cfg: DictConfig, lo
     """Suggest a replacement for an unknown key. Tried in this order: a very similar key of the same node, a key of
     another option of the group, a key of another group, and a less similar key of the same node."""
     if depth == 0 and parts[0] in RunConfig.__dataclass_fields__:
-        return f"The config has no option of this group yet: add {parts[0]}=OPTION."
+        return f"No option of this group is selected: add {parts[0]}=OPTION."
     siblings, has_schema = _typed_names(parts[:depth], node), dataclasses.is_dataclass(OmegaConf.get_type(node))
     meant = near_name(parts[depth], siblings, cutoff=_TYPO)
     if meant is None and parts[0] != "hydra":
         if depth == 1 and has_schema and (options := options_with(parts[0], parts[1], loader)):
-            return f"It is a key of {either(options)}."
+            return f"It is only available with {either(options)}."
         if has_schema and depth == 1 and (found := options_near(parts[0], parts[1], loader, cutoff=_TYPO)):
-            return f"Did you mean {parts[0]}.{found[0]}? It is a key of {either(found[1])}."
+            return f"Did you mean {parts[0]}.{found[0]}? It is only available with {either(found[1])}."
         if elsewhere := _same_name(parts[-1], cfg):
             return elsewhere
     if meant := meant or near_name(parts[depth], siblings):
@@ -295,7 +295,7 @@ def several_values(override: Override) -> Problem:
     name, is_choice = override.key_or_group, isinstance(override.value(), ChoiceSweep)
     fix = "Add -m to run one job for each value"
     if is_choice and name in text_keys():
-        fix += f", or write {quoted_argument(key, values)} for a single text"
+        fix += f", or write {quoted_argument(key, values)} for text that contains commas"
     elif is_choice and (name in list_keys() or override.is_add()):
         fix += f", or write {key}=[{values}] for a list"
     return Problem.about(str(override.input_line), "several values for a single run", f"{fix}.")
@@ -306,4 +306,4 @@ def several_for_hydra(override: Override) -> Problem:
     text = str(override.input_line)
     if override.key_or_group.startswith(PARAMS):
         return of_params(override.key_or_group, text)
-    return Problem.about(text, "Hydra's own settings are the same for all jobs of a sweep", "Give a single value.")
+    return Problem.about(text, "Hydra's own settings must be the same for all jobs of a sweep", "Give a single value.")

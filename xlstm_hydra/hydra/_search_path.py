@@ -70,7 +70,7 @@ def check_primary(args: Any, default: str) -> None:
     source = repository._find_object_source(name, ObjectType.CONFIG)
     if source is None:
         known = [option for option in repository.get_group_options("") if not option.startswith("_")]
-        fix = f"{nearest(name, known)} Add a folder of your own configs with --config-dir=DIR."
+        fix = f"{nearest(name, known)} To add a folder with your own configs, use --config-dir=DIR."
         raise ConfigError([Problem({"--config-name": name}, "there is no such config", fix)])
     if not is_own(source):
         return
@@ -106,7 +106,7 @@ def source_problems(sources: Sequence[Any]) -> Iterator[Problem]:
     """
     for source in sources:
         if not isinstance(source, str):
-            yield Problem.about(SEARCH_PATH, f"expected a list of folders, got the entry {show(source)}")
+            yield Problem.about(SEARCH_PATH, f"every entry must be a folder or a URL, got {show(source)}")
         elif source.startswith(_CHECKPOINT):
             from ._from_checkpoint import SavedOptions  # takes 20 ms, so only imported if needed
 
@@ -134,7 +134,7 @@ def _missing(key: str, typed: str, source: str) -> Problem | None:
     types = SourcesRegistry.instance().types
     if scheme not in types:
         known = ", ".join(f"{name}://" for name in sorted(types) if name not in _INTERNAL)
-        return Problem({key: typed}, f"no config source for {scheme}://", f"Known: folders, {known}.")
+        return Problem({key: typed}, f"{scheme}:// is not a supported URL scheme", f"Supported: folders, {known}.")
     try:
         is_there = types[scheme](key, source).available()
     except (SearchPathException, ImportError, ValueError):

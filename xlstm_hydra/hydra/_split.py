@@ -120,7 +120,7 @@ def check_basic_sweep(texts: Sequence[str]) -> None:
         check_size({one.get_key_element(): one for one in overrides}.values(), None, SweeperConfig.max_jobs)
     except ConfigError as error:
         rule = error.problems[0].rule
-        fix = f"Sweep fewer values, or use hydra/sweeper=xlstm, whose limit is {MAX_JOBS}."
+        fix = f"Sweep fewer values, or use hydra/sweeper=xlstm, whose limit is set by {MAX_JOBS}."
         text = f"{rule}; at most {SweeperConfig.max_jobs} are allowed"
         raise ConfigError([Problem.about("hydra/sweeper=basic", text, fix)]) from None
 
@@ -213,7 +213,7 @@ def _no_values(override: Override) -> Problem:
         assert override.config_loader is not None, "without it, there would have been an error before"
         options = sorted(override.config_loader.get_group_options(key))
         if not options:
-            return Problem.about(text, f"glob selects options of a group, and {key} has none")
+            return Problem.about(text, f"glob only applies to config groups, and {key} is not a group")
         return Problem.about(text, f"does not match any of {', '.join(options)}")
     of_range = "The stop of a range is excluded: range(1,3) is 1 and 2."
     return Problem.about(
@@ -243,7 +243,7 @@ def _interval(override: Override) -> IntervalSweep:
 
 def _interval_rules(overrides: Sequence[Override], num_samples: int | None) -> Iterator[Problem]:
     if num_samples is not None and not overrides:
-        fix = "Give a key an interval, such as optimizer.lr=interval(1e-4,1e-3), or remove num_samples."
+        fix = "Sweep a key over an interval, such as optimizer.lr=interval(1e-4,1e-3), or remove num_samples."
         yield Problem({NUM_SAMPLES: num_samples}, "there is no interval to draw values from", fix)
     for override in overrides:
         text, interval = str(override.input_line), _interval(override)
@@ -256,11 +256,11 @@ def _interval_rules(overrides: Sequence[Override], num_samples: int | None) -> I
 
 def _bound_rules(text: str, interval: IntervalSweep) -> Iterator[Problem]:
     if not _start(interval) < _end(interval):
-        yield Problem.about(text, "the end of an interval must be larger than its start")
+        yield Problem.about(text, "the end of an interval must be greater than its start")
     elif not math.isfinite(_start(interval)) or not math.isfinite(_end(interval)):
         yield Problem.about(text, "the start and the end of an interval must be finite")
     elif "log" in interval.tags and _start(interval) <= 0:
-        yield Problem.about(text, "the start of a logarithmic interval must be larger than 0")
+        yield Problem.about(text, "the start of a logarithmic interval must be greater than 0")
     elif unknown := interval.tags - {"log"}:
         yield Problem.about(text, f"no such tag: {', '.join(sorted(unknown))}", "Known: log.")
 

@@ -20,14 +20,14 @@ _FUNCTIONS = {
     "choice": "values: choice(1,2,3)",
     "range": "numbers: range(stop), range(start,stop) or range(start,stop,step)",
     "interval": "two numbers: interval(0,1)",
-    "tag": "names and then choice(...), range(...) or interval(...): tag(log,interval(1e-3,1e-2))",
-    "sort": "values of one kind: sort(3,1,2), or choice(...) or range(...)",
+    "tag": "tag names, followed by choice(...), range(...) or interval(...): tag(log,interval(1e-3,1e-2))",
+    "sort": "values of the same type: sort(3,1,2), or choice(...) or range(...)",
     "shuffle": "values: shuffle(1,2,3), or choice(...) or range(...)",
-    "glob": "a pattern or a list of them: glob(a*), glob([a*,b*],exclude=ab*)",
+    "glob": "a pattern or a list of patterns: glob(a*), glob([a*,b*],exclude=ab*)",
     "int": "an integer: int(3.0), or choice(...), range(...) or interval(...) of numbers",
     "float": "a number: float(3), or choice(...), range(...) or interval(...) of numbers",
     "str": "values: str(3), or choice(...) or range(...)",
-    "bool": "true and false, numbers, or choice(...) of them",
+    "bool": "true, false or a number: bool(1), or choice(...) of these",
 }
 """Arguments that each function in Hydra's override grammar accepts, for messages."""
 
@@ -118,7 +118,7 @@ def _structure(value: str) -> _Flaw | None:
                 return _Flaw("${ is not closed", INTERPOLATION_FORM, is_open=True)
             end = value.index("}", position)
             if "${" in value[position + 2 : end]:
-                return _Flaw("an interpolation inside another must be quoted", """For example 'key="${a:${b}}"'.""")
+                return _Flaw("nested interpolations must be quoted", """For example 'key="${a:${b}}"'.""")
             position = end
         elif char in _CLOSING:
             opened.append(char)
@@ -127,7 +127,7 @@ def _structure(value: str) -> _Flaw | None:
         position += 1
     if not opened:
         return None
-    fix = f"Add {_CLOSING[opened[-1]]}, and quote a value that contains spaces."
+    fix = f"Add {_CLOSING[opened[-1]]}. Quote the value if it contains spaces."
     return _Flaw(f"the {opened[-1]} is not closed", fix, is_open=True)
 
 
@@ -144,19 +144,19 @@ def _element(key: str, value: str) -> tuple[str, str]:
     if value.rstrip().endswith(","):
         return "the value ends with a comma", f"Write {key}={value.rstrip(', ')}, or add a value after the comma."
     if re.search(r"(^|[\[,(])\s*,|,\s*[\])}]", value):
-        return "there is no value next to a comma", "Remove the comma, or write '' for an empty text."
+        return "a value is missing next to a comma", "Remove the comma, or write '' for an empty string."
     if value.startswith("{") and "=" in value:
         return "inside braces, use a colon between a key and its value", f"Write {key}={value.replace('=', ':')}."
     if value.startswith("("):
         return (
             "a value cannot start with (",
-            f"A list is written {key}=[...]; as text, {quoted[:1].lower()}{quoted[1:]}.",
+            f"For a list, write {key}=[...]. For text, {quoted[:1].lower()}{quoted[1:]}.",
         )
     if match := _OUTSIDE.search(value):
         return f"the value contains {match[0]!r}, which must be quoted", f"{quoted}."
     if "=" in value:
         return "the value contains =, which must be quoted", f"{quoted}."
-    return "cannot be read as key=value", f"If the value is text: {quoted[:1].lower()}{quoted[1:]}."
+    return "cannot be read as key=value", f"If the value is text, {quoted[:1].lower()}{quoted[1:]}."
 
 
 def quoted_argument(key: str, value: str) -> str:

@@ -100,7 +100,7 @@ def _syntax(error: yaml.MarkedYAMLError) -> Fault:
             break
     mark, start = error.problem_mark or error.context_mark, error.context_mark
     if start is not None and mark is not None and start.line != mark.line:
-        words += f"; this part starts on line {start.line + 1}"
+        words += f"; the enclosing value starts on line {start.line + 1}"
     return Fault(words, "", *(() if mark is None else (mark.line + 1, mark.column + 1)))
 
 
@@ -170,7 +170,7 @@ def _faults(node: yaml.Node, tags: Any, seen: set[int], above: tuple[int, ...]) 
         return
     seen.add(id(node))
     if node.tag not in tags and node.tag not in (f"{_TAG}merge", f"{_TAG}value"):
-        yield _at(node, f"the tag {node.tag.replace(_TAG, '!!')} is not supported", "Write plain values.")
+        yield _at(node, f"the tag {node.tag.replace(_TAG, '!!')} is not supported", "Write the value without a tag.")
     if isinstance(node, yaml.MappingNode):
         yield from _key_faults(node)
     if isinstance(node, yaml.ScalarNode) and _is_text(node) and "${" in node.value:
@@ -186,7 +186,7 @@ def _key_faults(node: yaml.MappingNode) -> Iterator[Fault]:
     lines: dict[str, int] = {}
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
-            yield _at(key, f"a key must be text, got {_KINDS[type(key)]}")
+            yield _at(key, f"a key must be a string, got {_KINDS[type(key)]}")
         elif (kind := key.tag.removeprefix(_TAG)) in _NO_KEYS:
             yield _not_text(key, kind)
         elif key.value in lines:
@@ -253,12 +253,12 @@ def header_problem(data: bytes, package: str, is_empty: bool) -> Problem:
     lines = data.removeprefix(BOM).decode("utf-8", "replace").splitlines()
     headers = {number: match[1] for number, line in enumerate(lines, 1) if (match := _HEADER.fullmatch(line))}
     if package in headers.values():
-        text = f"its header puts the values under {package}, which is not part of a run config"
+        text = f"the package header places the values under {package}, which is not part of a run config"
         return Problem({}, text, f"Write `{RECIPE}`, or name a group in the header.")
     fix = f"The first line must be `{RECIPE}`."
     if is_empty and not headers:
         return Problem({}, "the file has no values", fix)
-    rule = f"its values go under {package}, which is not part of a run config"
+    rule = f"the values are placed under {package}, which is not part of a run config"
     return Problem({}, f"{rule}{_reason(data, lines, headers)}", fix)
 
 
@@ -275,11 +275,11 @@ def header_faults(data: bytes) -> Iterator[Fault]:
 def _reason(data: bytes, lines: list[str], headers: dict[int, str]) -> str:
     """Return the reason why Hydra does not find a package header in the file, as text to append to a message."""
     if data.startswith(BOM) and headers:
-        return ", because a byte order mark (BOM) before the header hides it; save the file as UTF-8 without BOM"
+        return "; a byte order mark (BOM) hides the package header, so save the file as UTF-8 without BOM"
     if headers:
         number = min(headers)
-        return f", because its header is on line {number}, not on the first line"
+        return f"; the package header is on line {number}, but must be on the first line"
     for number, line in enumerate(lines, 1):
         if _SIMILAR.match(line):
-            return f", because line {number} is not a header: {line.strip()!r}"
-    return ", because the file has no package header" if any(line.strip() for line in lines) else ""
+            return f"; line {number} is not a package header: {line.strip()!r}"
+    return "; the file has no package header" if any(line.strip() for line in lines) else ""

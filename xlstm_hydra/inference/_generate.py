@@ -83,8 +83,8 @@ def _refuse_what_cannot_continue(run: RunConfig, task: GenerateTaskConfig, check
         fix = "Derive the class from xlstm_hydra.models.LanguageModel, or see xlstm_hydra.models.continue_model."
         raise ConfigError([Problem({"model.model_class": run.model.class_path()}, text, fix)])
     if task.prompt_tokens is None and not _is_of_bytes(run.model, checkpoint):
-        text = "a text prompt needs a model of bytes, and the checkpoint does not record that its tokens are bytes"
-        fix = "Set task.prompt_tokens to token ids, from the tokenizer that the model was trained with."
+        text = "a text prompt requires a byte-level model, but the checkpoint does not record that its tokens are bytes"
+        fix = "Set task.prompt_tokens to token ids from the tokenizer that the model was trained with."
         raise ConfigError([Problem({"task.prompt": task.prompt}, text, fix)])
 
 
@@ -108,7 +108,7 @@ class _Samples:
 
     def take(self, steps: Iterator[np.ndarray]) -> None:
         """Print and store tokens until all samples have ended."""
-        with status("compiling the generation"):  # may use the terminal that the prompt is printed to
+        with status("compiling the generation step"):  # may use the terminal that the prompt is printed to
             first = list(islice(steps, 1))
         decode = self._begin(0)
         try:

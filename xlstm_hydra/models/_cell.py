@@ -54,7 +54,7 @@ def mlstm_quadratic(
     score_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BTHK, preferred_element_type=acc) * scale
     weight_BHTS = score_BHTS * jnp.exp(decay_BHTS - m_BHT[..., None])
     numerator_BHTV = jnp.einsum("bhts,bshv->bhtv", weight_BHTS.astype(v_BTHV.dtype), v_BTHV, preferred_element_type=acc)
-    h_BHTV = numerator_BHTV / _normaliser(weight_BHTS.sum(-1), m_BHT, eps)[..., None]
+    h_BHTV = numerator_BHTV / _normalizer(weight_BHTS.sum(-1), m_BHT, eps)[..., None]
     return jnp.moveaxis(h_BHTV, 1, 2).astype(v_BTHV.dtype)
 
 
@@ -170,7 +170,7 @@ def _chunk(state: State, chunk: Any, eps: float) -> tuple[State, jax.Array]:
     numerator_BHLV = jnp.einsum("bhls,bhsv->bhlv", weight_BHLS.astype(dtype), v_BHLV, preferred_element_type=acc)
     numerator_BHLV += carried_BHL[..., None] * jnp.einsum("bhlk,bhkv->bhlv", q_BHLK.astype(acc), C_BHKV)
     sum_BHL = weight_BHLS.sum(-1) + carried_BHL * jnp.einsum("bhlk,bhk->bhl", q_BHLK.astype(acc), n_BHK)
-    h_BHLV = numerator_BHLV / _normaliser(sum_BHL, row_max_BHL, eps)[..., None]
+    h_BHLV = numerator_BHLV / _normalizer(sum_BHL, row_max_BHL, eps)[..., None]
 
     to_end_BHL = total_BH[..., None] - cumulative_BHL + i_BHL
     new_m_BH = jax.lax.stop_gradient(jnp.maximum(total_BH + m_BH, to_end_BHL.max(-1)))
@@ -216,7 +216,7 @@ def mlstm_step(
     n_BHK = kept_BH[..., None] * n_BHK + added_BHK
     q_BHK = q_BHK * q_BHK.shape[-1] ** -0.5
     sum_BH = jnp.einsum("bhk,bhk->bh", q_BHK, n_BHK)
-    h_BHV = jnp.einsum("bhk,bhkv->bhv", q_BHK, C_BHKV) / _normaliser(sum_BH, new_m_BH, eps)[..., None]
+    h_BHV = jnp.einsum("bhk,bhkv->bhv", q_BHK, C_BHKV) / _normalizer(sum_BH, new_m_BH, eps)[..., None]
     return (C_BHKV, n_BHK, new_m_BH), h_BHV
 
 
@@ -227,7 +227,7 @@ def _masked_decay(cumulative_BHT: jax.Array, i_BHT: jax.Array) -> jax.Array:
     return jnp.where(jnp.tril(jnp.ones((T, T), bool)), decay_BHTS, -jnp.inf)
 
 
-def _normaliser(weight_sum: jax.Array, m: jax.Array, eps: float) -> jax.Array:
+def _normalizer(weight_sum: jax.Array, m: jax.Array, eps: float) -> jax.Array:
     # exp(-m) overflows if the input gates are closed. With a denominator at this limit, the output is 0 anyway.
     floor = jnp.exp(jnp.minimum(-m, 0.9 * jnp.log(jnp.finfo(m.dtype).max)))
     return jnp.maximum(jnp.abs(weight_sum), floor) + eps

@@ -116,7 +116,7 @@ class Dense(nn.Module):
         return y
 
 
-def normalise(x: jax.Array, norm_type: str, eps: float, mean: Callable[[jax.Array], jax.Array]) -> jax.Array:
+def normalize(x: jax.Array, norm_type: str, eps: float, mean: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """Divide `x` by its root mean square; `layernorm` subtracts the mean first. Computes in float32 or wider. The
     function `mean` averages over the normalized array axis."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -142,7 +142,7 @@ class Norm(nn.Module):
         def mean(x: jax.Array) -> jax.Array:
             return self.axes.sum(x.sum(-1, keepdims=True)) / width
 
-        return (normalise(x_BTD, self.norm_type, self.eps, mean) * scale_D).astype(self.dtype)
+        return (normalize(x_BTD, self.norm_type, self.eps, mean) * scale_D).astype(self.dtype)
 
 
 class HeadNorm(nn.Module):
@@ -159,7 +159,7 @@ class HeadNorm(nn.Module):
         """Map `[B, T, H, V]` to `[B, T, H, V]`."""
         shape, names = (x_BTHV.shape[-2:], ("heads", None)) if self.per_head else (x_BTHV.shape[-1:], (None,))
         scale = self.param("scale", named(nn.initializers.ones_init(), *names), shape, jnp.float32)
-        x_BTHV = normalise(x_BTHV, self.norm_type, self.eps, lambda x: x.mean(-1, keepdims=True))
+        x_BTHV = normalize(x_BTHV, self.norm_type, self.eps, lambda x: x.mean(-1, keepdims=True))
         return (x_BTHV * scale).astype(self.dtype)
 
 

@@ -193,7 +193,9 @@ class _Sharded(struct.PyTreeNode, meta.AxisMetadata):
         axis = self.axis + self.value.ndim
         if axis < 0:
             name = f"metadata_params={{nn.PARTITION_NAME: {LAYERS!r}}}"
-            raise ValueError(f"FSDP has sharded the array axis of a scan. Name this axis: nn.scan(..., {name})")
+            raise ValueError(
+                f"FSDP has sharded the array axis that nn.scan added. Name this axis: nn.scan(..., {name})"
+            )
         return gather_parameter(self.value, self.axis_name, axis, self.gather_dtype, self.scatter_dtype)
 
     def replace_boxed(self, val: Any) -> Any:

@@ -97,7 +97,7 @@ def decay_mask(run: RunConfig, params: Any) -> Any:
 
 def _refuse_unused_patterns(optimizer: OptimizerConfig, paths: list[str]) -> None:
     problems = [
-        Problem({f"optimizer.{key}": pattern}, "matches no parameter", f"Parameters are named like {paths[0]}.")
+        Problem({f"optimizer.{key}": pattern}, "matches no parameter", f"Example of a parameter name: {paths[0]}.")
         for key in ("weight_decay_include", "weight_decay_exclude")
         for pattern in optimizer.get(key)
         if not any(re.search(pattern, path) for path in paths)

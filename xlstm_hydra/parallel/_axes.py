@@ -56,7 +56,9 @@ class Axes:
             ValueError: the number of tensor-parallel devices does not divide `size`.
         """
         if size % self.tensor_size:
-            raise ValueError(f"the number of tensor-parallel devices ({self.tensor_size}) must divide {size}")
+            raise ValueError(
+                f"the number of tensor-parallel devices ({self.tensor_size}) must divide the array axis size ({size})"
+            )
         return size // self.tensor_size
 
     def gather(self, x: jax.Array, axis: int = -1) -> jax.Array:

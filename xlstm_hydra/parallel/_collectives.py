@@ -57,7 +57,7 @@ def list_collectives(lowered: Any) -> list[Collective]:
         return list(_walk(symbols["main"].regions[0], symbols, 0, 1))
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         why = f"{type(error).__name__}: {error} ({versions('xlstm-hydra', 'jax', 'jaxlib')})"
-        raise TaskError(f"the collectives of a lowered program cannot be read: {why}") from error
+        raise TaskError(f"the collectives in the lowered program cannot be read: {why}") from error
 
 
 def list_local_results(lowered: Any) -> list[int]:
@@ -106,7 +106,7 @@ def _group_size(groups: Any, symbols: Mapping[str, Any]) -> int:
         return groups.type.shape[1]
     mesh = re.search(r"mesh = @\"?([^,\"]+)", str(groups))  # later versions: names of mesh axes
     if mesh is None:
-        raise ValueError(f"unknown groups {groups}")
+        raise ValueError(f"unknown format of device groups: {groups}")
     sizes = dict(re.findall(r'"([^"]+)"=(\d+)', str(symbols[mesh[1]].attributes["mesh"])))
     return math.prod(int(sizes[name]) for name in re.findall(r'axis_ref<name = "([^"]+)"', str(groups)))
 
@@ -139,4 +139,4 @@ def _trip_count(op: Any) -> int:
     for inner in block.operations:
         if inner.operation.name == "stablehlo.constant":
             return int(next(iter(inner.attributes["value"])))
-    raise ValueError("a loop without a fixed number of iterations")
+    raise ValueError("the program has a loop without a fixed number of iterations")

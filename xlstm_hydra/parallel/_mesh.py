@@ -65,7 +65,7 @@ def _axis_sizes(parallel: ParallelConfig, num_devices: int) -> dict[str, int]:
     if parallel.is_open():
         text, fix = (
             "the layout has not been chosen yet",
-            "`xlstm_hydra.plan.search(...).chosen` is the run with a layout.",
+            "Use the run `xlstm_hydra.plan.search(...).chosen`, which has a layout.",
         )
         raise ConfigError([Problem({"parallel.name": parallel.get("name")}, text, fix)])
     return sizes

@@ -136,7 +136,7 @@ def _fsdp_axis(
         if local[axis] % fsdp_size == 0:
             return axis, None
     shape = tuple(local[axis] for axis in free)
-    return None, f"no free array axis of {shape} is divisible by parallel.fsdp_axis_size={fsdp_size}"
+    return None, f"none of the unsharded array axes {shape} is divisible by parallel.fsdp_axis_size={fsdp_size}"
 
 
 def split_with(placement: Placement, parallel: ParallelConfig, sizes: Mapping[str, int]) -> str | None:
@@ -208,7 +208,7 @@ def _report_rows(placements: Iterable[Placement]) -> list[tuple[str, str, str, s
             "x".join(map(str, placement.parameter.shape)) or "scalar",
             "(" + ", ".join(str(axis or "-") for axis in placement.spec) + ")",
             f"{placement.bytes_per_device:,}",
-            f"whole: {placement.whole_because}" if placement.whole_because else "",
+            f"not sharded by FSDP: {placement.whole_because}" if placement.whole_because else "",
         )
         for placement in placements
     ]

@@ -262,6 +262,6 @@ def _ways_out(plan: Plan) -> str:
     except PlanError:  # the run does not fit, with or without suggestions
         return ""
     if ways:
-        return f"It fits with {', or with '.join(ways)}. "
+        return f"The run fits with {', or with '.join(ways)}. "
     way = "`xlstm-hydra task=plan task.num_devices=N` shows how many would be needed."
     return f"No layout or smaller batch fits on these devices. {way} "

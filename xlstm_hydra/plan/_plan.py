@@ -18,7 +18,7 @@ a device. Each device sends at least the following (Patarasuk, Yuan, Journal of 
 | all-gather, reduce-scatter | B (n - 1) / n | B (h - 1) / n |
 | all-reduce | 2 B (n - 1) / n | 2 B (h - 1) / n |
 | all-to-all | B (n - 1) / n | B (h - 1) / h |
-| collective-permute | B | B if any neighbours are on different hosts |
+| collective-permute | B | B if any neighbors are on different hosts |
 
 For all-gather and reduce-scatter, the last column is the B (h - 1) / h bytes that a host must receive from other hosts,
 divided over its n / h devices; an all-reduce is one of each. It is achieved by several rings that cross hosts over the
@@ -165,7 +165,7 @@ def make_plan(
         PlanError: the model cannot be traced, or the traced program cannot be read with this JAX version.
     """
     if isinstance(run.model.model_class, str):
-        fix = "`xlstm_hydra.configs.resolve_classes(run.model)` replaces the name by the class."
+        fix = "`xlstm_hydra.configs.resolve_classes(run.model)` replaces the name with the class."
         raise ConfigError([Problem({"model_class": run.model.model_class}, "must be a class, not a name", fix)])
     if num_devices < 1:
         raise ConfigError([Problem({"num_devices": num_devices}, "must be 1 or more")])
@@ -218,7 +218,7 @@ def _plan(
 
 def axes_across(run: RunConfig, sizes: Mapping[str, int], devices_per_host: int) -> dict[str, int]:
     """Return the number of hosts along each mesh axis that crosses hosts. Devices are numbered host by host, and
-    `parallel.assign_devices` gives neighbouring devices to the mesh axes that communicate most."""
+    `parallel.assign_devices` gives neighboring devices to the mesh axes that communicate most."""
     closest_first = run.distributed.device_order or run.parallel.busiest_axes()
     outer_first = tuple(reversed(closest_first))
     hosts = _hosts_along(tuple(sizes[name] for name in outer_first), devices_per_host)

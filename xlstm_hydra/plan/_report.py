@@ -203,7 +203,7 @@ def _memory(plan: Plan) -> Iterator[str]:
     sizes = [(label, getattr(memory, kind)) for kind, label in MEMORY_KINDS.items()]
     rows = [(label, gib(size), "#" * round(scale * size)) for label, size in sizes]
     share = "" if device.memory_fraction == 1 else f"{device.memory_fraction:.0%} of {device.memory_gib:g}"
-    yield f"peak memory of a device in GiB, in {memory.moment}:"
+    yield f"peak memory per device in GiB, during {memory.moment}:"
     last = [("total", gib(memory.total), ""), ("available", gib(device.memory_bytes), share)]
     yield from table([*rows, *last], left=(0, 2))
 
@@ -238,7 +238,7 @@ def _communication(plan: Plan) -> Iterator[str]:
     ]
     if rows:
         host = _host_name(plan)
-        yield "communication of a device per step, in GiB:"
+        yield "communication per device and step, in GiB:"
         head = ("mesh axis", "times", f"within {host}", f"across {host}s", "ms", "operation")
         yield from table([head, *rows], left=(0, 5))
 
@@ -279,7 +279,7 @@ def _host_name(plan: Plan) -> str:
 def search_report(found: Search) -> str:
     """Return a table of the best layouts, with the overrides that select them."""
     tried = (
-        f"{found.tried:,} layouts of {found.num_devices} x {found.device.name}, {len(found.refused):,} more are invalid"
+        f"{found.tried:,} valid and {len(found.refused):,} invalid layouts on {found.num_devices} x {found.device.name}"
     )
     lines = [f"{tried}; {len(found.fitting):,} fit in {in_bytes(found.limit)}"]
     head = ("", "GiB", "ms", "bound by", "overrides that select the layout")

@@ -113,7 +113,7 @@ def search(run: RunConfig, num_devices: int, device: DeviceConfig, *, best: int 
     Raises:
         PlanError: see `make_plan`.
     """
-    fix = "parallel=auto compares the plans of layouts; choose a layout, such as parallel=fsdp."
+    fix = "parallel=auto needs plans to compare layouts. Choose a layout instead, such as parallel=fsdp."
     with planning(fix if run.parallel.is_open() else ""):
         return _search(run, num_devices, device, best)
 
@@ -165,8 +165,8 @@ def _nothing_fits(found: Search) -> Problem:
     needed, limit = in_bytes(nearest.memory.total), in_bytes(found.limit)
     texts = " ".join(layout_overrides(nearest.run, found.run))
     text = (
-        f"none of {found.tried} layouts on {found.num_devices} x {found.device.name} fits in the usable {limit} of a "
-        f"device. The smallest, {texts}, needs {needed}"
+        f"none of {found.tried} layouts on {found.num_devices} x {found.device.name} fits in the {limit} of usable "
+        f"memory per device. The smallest, {texts}, needs {needed}"
     )
     given = {"parallel.name": "auto", "trainer.batch_size": found.run.trainer.batch_size}
     fix = "Use more devices, a smaller trainer.batch_size or model.context_length, or a lower parallel.headroom."

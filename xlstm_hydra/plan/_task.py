@@ -159,7 +159,7 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
     return math.inf if not best.fits else 0.0 if best.time is None else best.time.seconds
 
 
-_DEFAULT_NOTE = "No device is chosen; the plan is for {}. Choose another with task.device=NAME."
+_DEFAULT_NOTE = "No device is chosen; the plan is for {}. Choose a device with task.device=NAME."
 
 
 def _changes(found: Plan) -> tuple[Change, ...]:
@@ -308,7 +308,7 @@ def compare(plan: Plan, compiled: Compiled) -> Iterator[Comparison]:
     types = widened_types(plan.counts)
     note = f"not comparable: on CPU, XLA computes {' and '.join(types)} in float32" if types else ""
     yield Comparison("all memory", "bytes", plan.memory.total, compiled.total, note)
-    note = "loop bodies counted once, as XLA does; without the optimizer"
+    note = "loop bodies are counted once, as in XLA's cost analysis; the optimizer is excluded"
     yield Comparison("operations", "operations", plan.counts.flops_once, compiled.flops_once, note)
     planned, found = planned_collectives(plan.counts.exchanges, plan.sizes), lowered_collectives(compiled.collectives)
     for kind in sorted({kind[:3] for kind in planned | found}):

@@ -23,7 +23,7 @@ METRICS = "metrics"
 """Name of the checkpoint item with the validation loss, by which checkpoints are ranked."""
 
 RECORD = ("metadata", "data", METRICS)
-"""Names of the checkpoint items without arrays, which are read before devices are initialised."""
+"""Names of the checkpoint items without arrays, which are read before devices are initialized."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _identity(checkpoint: Path) -> str:
 
 
 def can_be_read(checkpoint: Path, max_steps: int) -> bool:
-    """True if the parts of a checkpoint that are verified before devices are initialised are intact."""
+    """True if the parts of a checkpoint that are verified before devices are initialized are intact."""
     return has_metadata(checkpoint) and not damage_before_start(checkpoint, max_steps)
 
 

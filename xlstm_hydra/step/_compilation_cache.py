@@ -74,7 +74,7 @@ class CompilationStats:
 
     def __str__(self) -> str:
         if not self.total:
-            return "nothing, because an earlier job of this process has compiled the same programs"
+            return "nothing, because an earlier job in this process compiled the same programs"
         text = f"{self.compiled} of {self.total} programs, {self.seconds:.1f} s"
         if not self.from_cache:
             return text
@@ -226,7 +226,7 @@ class _Store:
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EPERM, f"{file.name} is not a regular file")
             if (owner := _other_writer(status)) is not None:
-                raise OSError(errno.EPERM, f"{owner} can write {file.name}, and this process would run it")
+                raise OSError(errno.EPERM, f"{file.name} can be written by {owner}, and this process would run it")
             value = stream.read()
         with suppress(OSError):
             os.utime(file)  # mark it as used, for `_tidy`

@@ -201,13 +201,13 @@ def unused_settings(run: RunConfig, axes: Axes, placements: Sequence[Placement])
     split = [placement.parameter for placement in placements if axes.tensor in placement.spec]
     overlapping = any(parameter.modules and parameter.modules[-1] in OVERLAPPING for parameter in split)
     if axes.overlap and not overlapping:
-        fix = f"Use these layers of xlstm_hydra.models, with `axes`: {', '.join(OVERLAPPING)}; or omit this setting."
+        fix = f"Use layers of xlstm_hydra.models with `axes` ({', '.join(OVERLAPPING)}), or omit this setting."
         yield _unused(run, {"tp_async_dense": True}, "has no tensor-parallel layer with collective matmul", fix)
     dtypes = {key: parallel.get(key) for key in ("fsdp_gather_dtype", "fsdp_grad_scatter_dtype") if parallel.get(key)}
     if dtypes and not any(placement.fsdp_axis is not None for placement in placements):
         size = {"fsdp_min_weight_size": parallel.fsdp_min_weight_size}
         fix = "Lower parallel.fsdp_min_weight_size, or omit the dtypes."
-        yield _unused(run, dtypes | size, "has no parameter that is sharded and gathered", fix)
+        yield _unused(run, dtypes | size, "has no parameter that FSDP shards", fix)
 
 
 def _unused(run: RunConfig, fields: dict[str, Any], text: str, fix: str) -> Problem:
@@ -237,7 +237,7 @@ def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, vocab_size: int,
     if width == vocab_size:
         axes = Axes()
     elif width * axes.tensor_size != vocab_size:
-        raise ValueError(f"expected model.vocab_size={vocab_size} logits from the model, got {width}")
+        raise ValueError(f"expected {vocab_size} logits per token (model.vocab_size) from the model, got {width}")
     logits_BTV = logits_BTV.astype(jnp.promote_types(logits_BTV.dtype, jnp.float32))
     first = axes.index() * width
     peak_BT = axes.max(logits_BTV.max(-1))

@@ -56,9 +56,9 @@ _VALUES = (str, bool, int, float, type(None), dict, Glob, RangeSweep, IntervalSw
 """Types of override values that are accepted as plain, after lists and dicts are flattened."""
 
 _NAMED = {
-    "model_class": "names a class that is imported",
-    "config_class": "names a class that is imported",
-    "compilation_cache_dir": "compiled programs are loaded from it",
+    "model_class": "imports a class",
+    "config_class": "imports a class",
+    "compilation_cache_dir": "loads compiled programs from this directory",
     "coordinator_address": "connects to another machine",
 }
 """Fields that can load code or connect to other machines, with the reason shown to the user."""
@@ -173,19 +173,19 @@ def _why(text: str, arguments: Sequence[str]) -> str | None:
     if text.startswith(_FOLDERS):
         return "adds a folder with options"
     if text.startswith("-"):
-        return "a Hydra flag"
+        return "a Hydra flag other than -m"
     if not text.isprintable():
         return "contains unprintable characters"
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException:
-        return "not an override"
+        return "cannot be parsed as an override"
     if "${" in _PLAIN_NODE.sub("", text.replace("\\", "")):
         return "contains an interpolation"
     if not all(isinstance(value, _VALUES) for _, value in _leaves("", override._value)):
         return "its value is not a number, text, true, false, null, or a list of these"
     if override.package is not None or "@" in key_of(text):
-        return None if key_of(text) == "from@_global_" and _is_option(override) else "places an option elsewhere"
+        return None if key_of(text) == "from@_global_" and _is_option(override) else "changes the package of an option"
     if key_of(text) == SUBDIR:
         return _why_subdir(override, arguments)
     key = override.key_or_group
@@ -195,14 +195,14 @@ def _why(text: str, arguments: Sequence[str]) -> str | None:
 def _why_hydra(key: str, override: Override) -> str | None:
     values = [value for _, value in _leaves(key, override._value)]
     if key in _CHOICES:
-        return None if all(value in _CHOICES[key] for value in values) else "an option that is not part of this package"
+        return None if all(value in _CHOICES[key] for value in values) else "not a known option of this group"
     if key == "hydra.searchpath":
         is_ours = all(str(value).startswith("ckpt://") for value in values)
         return None if is_ours else "adds a folder with options"
     if key not in _SETTINGS:
-        return "a Hydra setting that can load code or write elsewhere"
+        return "a Hydra setting that can load code or write to other folders"
     is_plain = all(not isinstance(value, str) or _SETTINGS[key].fullmatch(value) for value in values)
-    return None if is_plain else "not a plain value"
+    return None if is_plain else "its value is not allowed for this setting"
 
 
 def _why_subdir(override: Override, arguments: Sequence[str]) -> str | None:
@@ -212,20 +212,20 @@ def _why_subdir(override: Override, arguments: Sequence[str]) -> str | None:
         keys = {match[1] for match in _PLAIN_NODE.finditer(str(value))}
         is_far = any("/" in text for text in arguments if key_of(text) in keys)
         if is_far or str(value).startswith(("/", "~")) or ".." in str(value).split("/"):
-            return "leads out of the folder of the sweep"
+            return "a job folder could be outside the sweep folder"
     return None
 
 
 def _why_field(key: str, override: Override) -> str | None:
     group, dot, _ = key.partition(".")
     if group not in _GROUPS:
-        return "not a field of a run"
+        return "not a known config key"
     if key == "task.device" or (not dot and not isinstance(override._value, dict)):
-        return None if _is_option(override) else "not the name of an option"
+        return None if _is_option(override) else "its value is not the name of an option"
     for path, _ in _leaves(key, override._value):
         names = path.split(".")
         if not all(map(_FIELD.fullmatch, names)):
-            return "not the name of a field"
+            return "contains an invalid field name"
         if why := _NAMED.get(names[-1]):
             return why
     return None

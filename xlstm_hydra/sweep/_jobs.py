@@ -295,8 +295,8 @@ def _queued(submitted: Mapping[int, Outcome]) -> set[int]:
         return {*submitted}
     unended = {job for job, one in submitted.items() if one.status in (WAITING, RUNNING)}
     if unended:
-        text = "squeue cannot be run here, so jobs whose end is not recorded are assumed to be running"
-        log.warning("%s. Run this on a machine with squeue to see which have ended.", text)
+        text = "squeue is not installed on this machine, so jobs whose end is not recorded are assumed to be running"
+        log.warning("%s. Run this command on a machine with squeue to see which jobs have ended.", text)
     return unended
 
 

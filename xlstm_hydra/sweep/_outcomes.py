@@ -117,7 +117,7 @@ def read_record(folder: Path) -> list[Outcome]:
     try:
         outcomes, faults = scan_record(folder)
     except FileNotFoundError:
-        text, fix = f"has no {RECORD_FILE}", "Choose the folder of a sweep. -m prints it at the end."
+        text, fix = f"has no {RECORD_FILE}", "Choose a sweep folder. -m prints its path at the end of a sweep."
     except OSError as error:
         text, fix = f"its {RECORD_FILE} cannot be read: {error.strerror}", ""
     else:
@@ -152,7 +152,7 @@ def repair_record(folder: Path) -> int:
             aside.unlink(missing_ok=True)
             with aside.open("xb") as stream:
                 stream.write(data)
-            log.warning("the damaged record is kept in %s", aside)
+            log.warning("the damaged record was copied to %s", aside)
         replace_file(file, "".join(f"{_line(outcome)}\n" for outcome in outcomes))
     return len(faults)
 
@@ -166,10 +166,10 @@ def _scanned(data: bytes) -> tuple[list[Outcome], list[Fault]]:
             outcome = parse_outcome(line)
         except Damaged as error:
             is_cut = number > len(whole)
-            faults.append(Fault(number, "truncated, as by a killed process" if is_cut else str(error), is_cut))
+            faults.append(Fault(number, "truncated (was the process killed?)" if is_cut else str(error), is_cut))
             continue
         if outcome.job in outcomes:
-            faults.append(Fault(number, f"job {outcome.job} has an earlier line"))
+            faults.append(Fault(number, f"job {outcome.job} is already recorded on an earlier line"))
         else:
             outcomes[outcome.job] = outcome
     return [outcomes[job] for job in sorted(outcomes)], faults
@@ -329,16 +329,16 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "list[str]": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "a list of strings"),
     "dict[str, float | None]": (
         lambda value: isinstance(value, dict) and all(one is None or _is_number(one) for one in value.values()),
-        "names with numbers",
+        "an object that maps names to numbers",
     ),
 }
 """Check of a value and description of the expected values, by the annotation of the field without `| None`."""
 
 _SPECIAL: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "job": (lambda value: type(value) is int and 0 <= value < 10**9, "the number of a job"),
+    "job": (lambda value: type(value) is int and 0 <= value < 10**9, "a job number (0 or more)"),
     "status": (lambda value: value in STATUSES, either(STATUSES)),
     **{name: (lambda value: _is_text(value) and "\0" not in value, "a path") for name in ("folder", "checkpoint")},
-    **{name: (_is_time, "a time") for name in ("started", "ended")},
-    "cluster_job": (lambda value: _is_text(value) and bool(_CLUSTER_JOB.fullmatch(value)), "the number of a SLURM job"),
+    **{name: (_is_time, "an ISO 8601 time with a time zone") for name in ("started", "ended")},
+    "cluster_job": (lambda value: _is_text(value) and bool(_CLUSTER_JOB.fullmatch(value)), "a SLURM job ID"),
 }
 """Check of a value and description of the expected values, by field name, for fields with a special format."""

@@ -77,7 +77,7 @@ def plan_points(runs: Mapping[int, RunConfig], launcher: DictConfig) -> dict[int
     _log_unplanned(runs, devices)
     keys = {number: (plan_key(runs[number]), repr(found)) for number, found in devices.items()}
     if (plans := len(set(keys.values()))) > 1:
-        log.info("planning %d points with %d different plans", len(keys), plans)
+        log.info("planning %d points, which need %d different plans", len(keys), plans)
     problems: dict[Any, list[Problem]] = {}
     failures: dict[Any, str] = {}
     for number, key in keys.items():
@@ -288,7 +288,7 @@ def _row(job: int, overrides: str, content: dict[str, Any], kinds: Iterable[str]
     if not all(type(number) in (int, float) for number in numbers):
         raise TypeError("expected numbers for memory, devices and time")
     if not all(isinstance(text, str) for text in (row.device, "" if time is None else row.bound_by)):
-        raise TypeError("expected text for device.name and time.bound_by")
+        raise TypeError("expected strings for device.name and time.bound_by")
     return row
 
 

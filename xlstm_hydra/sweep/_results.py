@@ -312,10 +312,10 @@ def _programs_line(folders: Iterable[Path]) -> str | None:
         return None
     total, cached = (sum(each[name] for each in found) for name in ("programs", "programs_from_cache"))
     seconds, reused = sum(each["compile_seconds"] for each in found), sum(not each["programs"] for each in found)
-    text = f"compiled: {total - cached} of {total} programs, {seconds:.1f} s in all"
+    text = f"compiled: {total - cached} of {total} programs, {seconds:.1f} s in total"
     if cached:
         text += f"; {cached} came from the cache ({100 * cached / total:.0f}%)"
-    return f"{text}; {reused} {'jobs' if reused > 1 else 'job'} reused those of an earlier job" if reused else text
+    return f"{text}; {reused} {'jobs' if reused > 1 else 'job'} reused programs of an earlier job" if reused else text
 
 
 def _measured(file: Path) -> Mapping[str, Any] | None:

@@ -67,10 +67,10 @@ def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
         raise _refused("given more than once", "Choose one sweep.")
     path = named[0].partition("=")[2].strip("'\"")
     if not path:
-        raise _refused("needs the folder of a sweep", f"For example {RESUME_SWEEP}=multirun/2026-01-31/12-00-00.")
+        raise _refused("requires a sweep folder", f"For example {RESUME_SWEEP}=multirun/2026-01-31/12-00-00.")
     folder = Path(path).expanduser().absolute()
     if not (folder / RECORD_FILE).exists():
-        text = f"is not the folder of a sweep: it has no {RECORD_FILE}"
+        text = f"is not a sweep folder: it has no {RECORD_FILE}"
         raise ConfigError([Problem({RESUME_SWEEP: path}, text, "Choose the folder that -m printed at the end.")])
     refuse_sweep_links(folder, RESUME_SWEEP)
     known, faults = scan_record(folder)
@@ -88,7 +88,10 @@ def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
     command = _last_command(folder, path)
     before = _without(command.arguments, typed)
     if other := next((text for text in before if key_of(text) == SWEEPER and text not in OURS), None):
-        text, fix = f"its points come from {other}", "Run its original command again with the same hydra.sweep.dir."
+        text, fix = (
+            f"cannot resume a sweep whose points come from {other}",
+            "Run the original command again with the same hydra.sweep.dir.",
+        )
         raise ConfigError([Problem({RESUME_SWEEP: path}, text, fix)])
     is_trusted = TRUST in arguments
     if is_trusted:
@@ -109,13 +112,15 @@ def _conflicts(typed: Sequence[str], points: set[str]) -> Iterator[Problem]:
             continue
         key = key_of(text)
         if key in points:
-            fix = "Points cannot be added; start a new sweep in another folder."
-            yield Problem.about(key, "the jobs of this sweep differ in this key", fix)
+            fix = "Points cannot be added. Start a new sweep in another folder."
+            yield Problem.about(key, "cannot be changed, because the jobs of this sweep have different values", fix)
         elif key in _OWN:
             yield Problem.about(key, f"is set by {RESUME_SWEEP}", "Remove it.")
         elif not _may_change(key):
             text = "would make the remaining jobs differ from the completed ones"
-            fix = "Start a new sweep in another folder, or continue one job with resume=DIR/3 and the new value."
+            fix = (
+                "Start a new sweep in another folder, or continue one job (resume=DIR/3 for job 3) with the new value."
+            )
             yield Problem.about(key, text, fix)
 
 
@@ -138,8 +143,8 @@ def _last_command(folder: Path, path: str) -> Command:
         return read_commands(folder)[-1]
     except (OSError, Damaged) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        text = f"its command cannot be read from its {COMMAND_FILE}: {reason}"
-        fix = "To resume an Optuna study, run its original command again with the same hydra.sweep.dir."
+        text = f"the command of this sweep cannot be read from {COMMAND_FILE}: {reason}"
+        fix = "To resume an Optuna study, run the original command of the study again with the same hydra.sweep.dir."
         raise ConfigError([Problem.about(f"{RESUME_SWEEP}={path}", text, fix)]) from None
 
 
@@ -151,9 +156,11 @@ def _refuse_code(folder: Path, path: str, command: Command, arguments: Sequence[
     """
     found = loads_code(arguments)
     if not (_is_here(command.cwd) or not command.cwd.is_dir() or command.cwd in folder.parents):
-        found.append(f"it was typed in {command.cwd}, which is neither the current folder nor a parent of the sweep's")
+        found.append(
+            f"it was started in {command.cwd}, which is neither the current folder nor a parent of the sweep folder"
+        )
     if found:
-        text = f"its recorded command can load code or reach other folders: {'; '.join(found)}"
+        text = f"its recorded command can load code or access other folders: {'; '.join(found)}"
         fix = f"The command is: {command}. If you trust it, add {TRUST}. Otherwise start a new sweep with -m."
         raise ConfigError([Problem.about(f"{RESUME_SWEEP}={path}", text, fix)])
 
@@ -170,7 +177,7 @@ def _go_to(cwd: Path, is_trusted: bool) -> None:
     it."""
     if _is_here(cwd):
         return
-    text = f"because {cwd}, where it was started, does not exist"
+    text = f"because the folder where it was started, {cwd}, does not exist"
     if cwd.is_dir():
         change_folder(cwd, import_modules=is_trusted)
         text = "where it was started"

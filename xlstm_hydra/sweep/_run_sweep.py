@@ -119,8 +119,8 @@ def _refuse_one_folder(config: DictConfig, points: Sequence[Sequence[str]]) -> N
     """
     raw: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     if len(points) > 1 and "${" not in str(raw["subdir"]):
-        fix = "Remove it, or add a part that differs, such as the job number, hydra.job.num."
-        raise ConfigError([Problem({"hydra.sweep.subdir": raw["subdir"]}, "is the folder of all jobs", fix)])
+        fix = "Remove this setting, or add a part that differs between jobs, such as the job number, hydra.job.num."
+        raise ConfigError([Problem({"hydra.sweep.subdir": raw["subdir"]}, "all jobs would have the same folder", fix)])
 
 
 def _resumed_if_restarted(config: DictConfig, settings: SweeperConfig) -> SweeperConfig:
@@ -186,7 +186,7 @@ def refuse_points(points: Sequence[Point], found: Mapping[int, Sequence[Problem]
     texts = jobs_with(found)
     if len(texts) == 1 and len(found) == len(points):
         return ConfigError([Problem.about("", *texts)])
-    skip = "; hydra.sweeper.on_invalid=skip skips them" if len(found) < len(points) else ""
+    skip = "; hydra.sweeper.on_invalid=skip skips invalid points" if len(found) < len(points) else ""
     fix = f"no job was started{skip}"
     return ConfigError([replace(Problem.about("", invalid_list(points, found, fix)), has_lines=True)])
 

@@ -73,11 +73,13 @@ def check_slurm(config: SlurmLauncherConfig, sweep: DictConfig) -> None:
     name = OmegaConf.select(sweep, "distributed.name")
     if config.tasks > 1 and name not in (None, "auto"):
         given = {"hydra.launcher.nodes": config.nodes, "hydra.launcher.tasks_per_node": config.tasks_per_node}
-        rule = "processes started by srun only find each other with distributed=auto"
+        rule = "processes started by srun can only connect to each other with distributed=auto"
         raise ConfigError([Problem({"distributed": name, **given}, rule, "Set {distributed}=auto.")])
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         fix = "Start the sweep on a host that can submit jobs, or choose hydra/launcher=local."
-        raise ConfigError([Problem.about("hydra/launcher", "there is no SLURM here (sbatch or srun not found)", fix)])
+        raise ConfigError(
+            [Problem.about("hydra/launcher", "SLURM is not available on this machine (sbatch or srun not found)", fix)]
+        )
 
 
 def launch_on_slurm(
@@ -170,7 +172,7 @@ def _not_taken(error: Exception, config: SlurmLauncherConfig) -> ConfigError:
     text = ": ".join(dict.fromkeys(said)) or " ".join(str(error).split())
     if any(word in text for word in _UNREACHABLE):
         fix = "Check with squeue --me that no job was submitted, then start the sweep again."
-        return ConfigError([Problem.about("hydra/launcher", f"SLURM's controller does not answer: {text}", fix)])
+        return ConfigError([Problem.about("hydra/launcher", f"SLURM's controller does not respond: {text}", fix)])
     asked = {key: config.get(key) for key in _ASKED if config.get(key) != getattr(SlurmLauncherConfig, key)}
     given = {f"hydra.launcher.{key}": value for key, value in asked.items()} or {"hydra/launcher": config.name}
     return ConfigError([Problem(given, f"SLURM rejected the job: {text}")])

@@ -65,14 +65,14 @@ TAIL_BYTES = 20_000
 SHARE = "Set hydra.sweep.dir to a folder on a file system that all nodes share."
 
 _CLUES = {
-    r"could not find submitted jobs in path": f"The node cannot access the folder of the sweep. {SHARE}",
-    r"execve\(\): (\S+): No such file": r"\1 does not exist on its node. The Python environment must be on a file "
+    r"could not find submitted jobs in path": f"The node cannot access the sweep folder. {SHARE}",
+    r"execve\(\): (\S+): No such file": r"\1 does not exist on the node. The Python environment must be on a file "
     "system that all nodes share.",
-    r"execve\(\): (\S+): Permission denied": r"\1 cannot be executed on its node",
-    r"(?i)oom[-_ ]?kill": "It used more memory than requested. Set hydra.launcher.mem_gb higher.",
-    r"(xlstm-hydra: not requeued: .*)": r"\1. Set hydra.launcher.timeout_min higher, or checkpoint.save_every_n_steps "
-    "lower.",
-    r"(No module named [^\s)]+)": r"\1 (in the Python environment of its node)",
+    r"execve\(\): (\S+): Permission denied": r"\1 cannot be executed on the node",
+    r"(?i)oom[-_ ]?kill": "The job used more memory than requested. Raise hydra.launcher.mem_gb.",
+    r"(xlstm-hydra: not requeued: .*)": r"\1. Raise hydra.launcher.timeout_min, or lower "
+    "checkpoint.save_every_n_steps.",
+    r"(No module named [^\s)]+)": r"\1 (in the Python environment of the node)",
     r"(\S+): command not found": r"\1: command not found (in the batch script: see hydra.launcher.setup)",
     r"No space left on device": "A disk is full",
     r"Disk quota exceeded": "A disk quota is used up",
@@ -108,13 +108,13 @@ class End:
     def __str__(self) -> str:
         """Return the state, and the cause in words."""
         if self.signal == _LAUNCH_FAILED:
-            cause = "its node could not start it"
+            cause = "its node could not start the job"
         elif self.state in _CAUSES:
             cause = _CAUSES[self.state]
         elif self.status in _STATUSES:
             cause = _STATUSES[self.status]
         elif number := self.signal or max(self.status - 128, 0):
-            memory = ", as SLURM does with a job that needs more than hydra.launcher.mem_gb" if number == 9 else ""
+            memory = "; SLURM does this if a job exceeds hydra.launcher.mem_gb" if number == 9 else ""
             cause = f"it was killed by {_signal_name(number)}{memory}"
         else:
             cause = f"it exited with status {self.status}"
@@ -220,7 +220,7 @@ def describe_logs(paths: Any, end: End | None = None) -> str:
     if end.state == "UNKNOWN":
         return f"There is no log in {paths.folder}."
     node = f"Node {end.nodes}" if end.nodes else "Its node"
-    return f"{node} left no log in {paths.folder}: it cannot access or write to that folder. {SHARE}"
+    return f"{node} left no log in {paths.folder}: the node cannot access or write to that folder. {SHARE}"
 
 
 def _clues(logs: list[Path]) -> Iterator[str]:

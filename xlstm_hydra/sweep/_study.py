@@ -81,7 +81,7 @@ class StudyConfig(ConfigDict):
         yield from at_least(self, 0, "max_failure_rate")
         yield from below(self, 1, "max_failure_rate", inclusive=True)
         if self.direction not in ("minimize", "maximize", ["minimize"], ["maximize"]):
-            text = "must be minimize or maximize: the result of a run is one number"
+            text = "must be minimize or maximize, because the result of a run is a single number"
             yield Problem({"direction": self.direction}, text)
         yield from self._objects()
         yield from self._function()
@@ -91,9 +91,9 @@ class StudyConfig(ConfigDict):
         from optuna.storages import BaseStorage
 
         if not (_is_made_later(self.storage) or isinstance(self.storage, str | BaseStorage)):
-            yield Problem.about("storage", f"expected the URL of a database or null, got {show(self.storage)}")
+            yield Problem.about("storage", f"expected a database URL or null, got {show(self.storage)}")
         if not (_is_made_later(self.sampler) or callable(self.sampler) or isinstance(self.sampler, BaseSampler)):
-            fix = "Choose one with hydra/sweeper/sampler=NAME."
+            fix = "Choose a sampler with hydra/sweeper/sampler=NAME."
             yield Problem.about("sampler", f"expected an Optuna sampler, got {show(self.sampler)}", fix)
 
     def _function(self) -> Iterator[Problem]:
@@ -183,7 +183,7 @@ class Study:
         searched = {one.key_or_group for one in overrides if one.is_sweep_override()} - fixed
         if not searched and not self.settings.custom_search_space:
             fix = "Add a search space, such as 'optimizer.lr=tag(log,interval(1e-4,1e-2))'."
-            raise ConfigError([Problem.about("hydra/sweeper=optuna", "there is nothing to search", fix)])
+            raise ConfigError([Problem.about("hydra/sweeper=optuna", "no key has a search space", fix)])
         loader = SweepLoader(self.loader)
         [point] = check_points(loader, self.config, [first_point(overrides)])
         broken = [problem for problem in point.broken if not searched & {*problem.keys}]
@@ -252,12 +252,12 @@ _SPECIAL = frozenset("?%#{}")
 """Characters with a special meaning in database URLs or in Optuna."""
 
 _FIXES = {
-    "locked": "Another process is using it: wait until it has ended, or choose another storage.",
+    "locked": "Another process is using the database. Wait until that process has ended, or choose another storage.",
     "not a database": "Choose another file, or remove it.",
-    "readonly": "Choose a folder and a file that can be written.",
-    "unable to open": "Choose a file in a folder that exists and can be written.",
+    "readonly": "Choose a writable file in a writable folder.",
+    "unable to open": "Choose a file in an existing, writable folder.",
     "full": "Free some disk space.",
-    "": "Choose another storage, such as the default, a file in the folder of the sweep.",
+    "": "Choose another storage, such as the default, a file in the sweep folder.",
 }
 """Suggested fixes, by a part of the error message."""
 
@@ -298,7 +298,7 @@ def open_storage(storage: str, sweep: str) -> None:
         shown = _without_password(storage)
         text = _reason(error).replace(storage, shown)
         fix = next(fix for words, fix in _FIXES.items() if words in text)
-        problem = Problem({"hydra.sweeper.storage": shown}, f"the database of the study cannot be opened: {text}", fix)
+        problem = Problem({"hydra.sweeper.storage": shown}, f"the study database cannot be opened: {text}", fix)
         raise ConfigError([problem]) from None
 
 
@@ -318,7 +318,7 @@ def storage_errors(storage: str) -> Iterator[None]:
         for cause in _chain(error):  # Hydra's sweeper fails while it handles the first error
             if isinstance(cause, (SQLAlchemyError, StorageInternalError)):
                 shown = _without_password(storage)
-                raise StorageError(f"the database of the study, {shown}, cannot be used: {_reason(cause)}") from error
+                raise StorageError(f"the study database {shown} cannot be used: {_reason(cause)}") from error
         raise
 
 

@@ -79,7 +79,7 @@ def refuse_run_folder(folder: Path) -> None:
     """
     has_config = (folder / "config.yaml").exists() and (folder / RUN_LOCK).exists()
     if has_config or saved_steps(folder):
-        text, fix = "is the folder of a run", "A sweep needs its own folder: choose another with hydra.sweep.dir=DIR."
+        text, fix = "is a run folder", "A sweep needs its own folder: choose another with hydra.sweep.dir=DIR."
         raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)])
 
 
@@ -186,11 +186,11 @@ def _refuse_other_points(folder: Path, record: Sequence[Outcome], points: Sequen
     changed = [job for job, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1]]
     if changed:
         job = changed[0]
-        text = f"its job {job} is {' '.join(before[job])!r}, but would become {' '.join(after[job])!r}"
+        text = f"its job {job} has the overrides {' '.join(before[job])!r}, but would get {' '.join(after[job])!r}"
     else:
         count = f"{len(before)} jobs with numbers up to {max(numbers)}" if numbers else "no jobs"
-        text = f"it has {count}, but would get {len(after)} jobs"
-    fix = "A sweep can only be resumed with the same points. For others, choose another folder."
+        text = f"this sweep has {count}, but would get {len(after)} jobs"
+    fix = "A sweep can only be resumed with the same points. For other points, choose another folder."
     raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)])
 
 
@@ -208,7 +208,7 @@ def _lock_sweep(folder: Path) -> None:
     """
     lock = lock_folder(folder, SWEEP_LOCK, "sweep")
     if lock is None:
-        text, fix = "another process is sweeping in this folder", "Wait until it has ended, or choose another folder."
+        text, fix = "a sweep is already running in this folder", "Wait until it has ended, or choose another folder."
         raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)])
     _locks[folder] = lock
 
@@ -243,9 +243,7 @@ def refuse_folders_outside(folder: Path, record: Iterable[Outcome], key: str = "
     for one in record:
         path = os.path.realpath(os.path.join(inside, one.folder or str(one.job)))
         if os.path.commonpath([inside, path]) != inside:
-            text = (
-                f"the recorded folder of its job {one.job} is {one.folder!r}, which is outside the folder of the sweep"
-            )
+            text = f"the recorded folder of job {one.job} is {one.folder!r}, which is outside the sweep folder"
             raise ConfigError([Problem({key: str(folder)}, text, _NEW_SWEEP)])
 
 

@@ -195,7 +195,7 @@ def check_gpus(config: LocalLauncherConfig) -> None:
     """
     _gpus_of_slots(config)
     if config.gpus_per_job > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ and not _has_gpus():
-        fix = "Remove it, or run the sweep on other machines, such as with hydra/launcher=slurm."
+        fix = "Remove this setting, or run the sweep on other machines, for example with hydra/launcher=slurm."
         raise ConfigError(
             [Problem({"hydra.launcher.gpus_per_job": config.gpus_per_job}, "this machine has no GPUs", fix)]
         )
@@ -281,7 +281,7 @@ def _gpus_of_slots(config: LocalLauncherConfig) -> list[list[int]]:
     if wanted > len(gpus):
         given = {"hydra.launcher.jobs_at_once": config.jobs_at_once, "hydra.launcher.gpus_per_job": count}
         visible = f"{len(gpus)} are available here" + ("" if seen is None else f" (CUDA_VISIBLE_DEVICES={seen})")
-        raise ConfigError([Problem(given, f"{wanted} GPUs are required, but {visible}", "Reduce one of them.")])
+        raise ConfigError([Problem(given, f"{wanted} GPUs are required, but {visible}", "Lower one of these values.")])
     return [gpus[slot * count : (slot + 1) * count] for slot in range(config.jobs_at_once)]
 
 

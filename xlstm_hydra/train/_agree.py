@@ -51,7 +51,7 @@ def agree_on_corpus(config: DataConfig, fingerprint: str) -> None:
     """
     if runtime.num_processes() > 1 and broadcast_text(CORPUS, fingerprint) != fingerprint:
         key = "path" if "path" in config.to_dict() else "name"
-        text = "the corpus differs from that of process 0: a file is missing, extra, renamed or of another size"
+        text = "the corpus differs from that of process 0: a file was added, removed, renamed or resized"
         raise ConfigError([Problem({f"data.{key}": config.get(key)}, text, "Give all processes the same files.")])
 
 
@@ -106,6 +106,6 @@ def _other_checkpoint(given: dict[str, Any], mine: Any, theirs: Any) -> Iterator
     here, there = (f"the checkpoint of step {found['step']}" if found else "no checkpoint" for found in (mine, theirs))
     text = f"this process reads {here}, but process 0 reads {there}"
     if here == there:
-        text = f"this process and process 0 read {here} of different runs"
+        text = f"this process and process 0 read {here}, but from different runs"
     fix = "Give all processes the same RUN@STEP, in a folder that all hosts share."
     yield Problem(given, text, fix)

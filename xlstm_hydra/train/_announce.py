@@ -113,7 +113,7 @@ def _warn_of_layout(program: Program) -> None:
         log.warning("without parallel.remat, every gathered parameter is kept in memory for the backward pass")
     tensor = parallel.model_axis_name
     if tensor in axes_across_hosts(program.mesh) and program.run.distributed.device_order is None:
-        text = "%s crosses hosts: every layer waits for the network. Lower parallel.model_axis_size?"
+        text = "mesh axis %s crosses hosts: every layer waits for the network. Lower parallel.model_axis_size?"
         log.warning(text, tensor)
     if shape[tensor] > 1 and not any(tensor in placement.spec for placement in program.placements):
         text = "tensor parallelism shards no parameter: the %d devices along mesh axis %s do the same computation"

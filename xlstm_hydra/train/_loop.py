@@ -256,7 +256,7 @@ class _Loop:
         trainer = self.program.run.trainer
         if trainer.check_for_nan and not math.isfinite(value):
             saved = "All checkpoints have finite parameters, but the latest may already have diverged"
-            way = "resume=RUN@STEP hydra.run.dir=DIR continues from an earlier one in another folder"
+            way = "resume=RUN@STEP hydra.run.dir=DIR continues in another folder from an earlier checkpoint"
             fix = f"Try a lower optimizer.lr{'' if trainer.debug_nans else ', or debug=nans to find the operation'}"
             raise FloatingPointError(f"{name} is {value} at step {step}. {saved}; {way}. {fix}.")
 

@@ -125,7 +125,7 @@ class RunPlan:
         elif self.earlier_peak is None:
             yield f"peak memory: not reported on {jax.default_backend().upper()}"
         else:
-            yield "peak memory: not measured, because an earlier run of this process needed more"
+            yield "peak memory: not measured, because an earlier run in this process used more"
 
 
 def plan_program(program: Program) -> RunPlan:

@@ -85,7 +85,7 @@ def refuse_other_result(run: RunConfig, checkpoint: Path) -> None:
         ConfigError: the run was trained with other values, or its checkpoint cannot be read.
     """
     record = _record_of(run, checkpoint)
-    fix = "Choose another folder (hydra.run.dir) for another run."
+    fix = "To train with other values, choose another folder (hydra.run.dir)."
     problems = [
         Problem({key: change.after}, f"the run in this folder is complete and was trained with {before}", fix)
         for change in diff(record, run)
@@ -103,7 +103,7 @@ def refuse_other_corpus(run: RunConfig, resumed: Resumed, fingerprint: str) -> N
         ConfigError: the fingerprints differ.
     """
     if not resumed.imported and resumed.record.content.get("corpus") != fingerprint:
-        text = "the corpus is not the one that the checkpoint was trained on: files were added, removed or resized"
+        text = "the corpus differs from the corpus of the checkpoint: files were added, removed or resized"
         fix = "Continue with the same files. Otherwise, examples could repeat or move from training to validation."
         raise ConfigError([Problem({"data.name": run.data.name}, text, fix)])
 
@@ -119,16 +119,16 @@ def _refused(resumed: Resumed) -> Iterator[Problem]:
         key, before, _ = _shown(change)
         is_data = key.startswith("data.") and key not in _FREE and (key == "data.name" or not other_data)
         if change.kind == PARAMETERS:
-            rule, fix = "and the parameters depend on it", "Keep that value, or start a new run with --from."
+            rule, fix = "and the parameters depend on it", "Keep the saved value, or start a new run with --from."
         elif resumed.imported:
             continue
         elif key == "optimizer.name":
             rule, fix = (
                 "and the saved optimizer state depends on it",
-                "Keep that value, or start a new run with --from.",
+                "Keep the saved value, or start a new run with --from.",
             )
         elif is_data or key in _BATCHES:
-            rule, fix = "and the saved position in the data depends on it", "Keep that value."
+            rule, fix = "and the saved position in the data depends on it", "Keep the saved value."
         else:
             continue
         yield Problem({key: change.after}, f"the checkpoint was saved with {before}, {rule}", fix)
