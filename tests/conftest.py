@@ -65,4 +65,5 @@ def logging_of_the_tests(monkeypatch):
     yield
     for handler in {*root.handlers} - {*handlers}:
         handler.close()
-    root.handlers[:], root.level = handlers, level
+    root.handlers[:] = handlers
+    root.setLevel(level)

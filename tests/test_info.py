@@ -107,7 +107,7 @@ def test_the_command_prints_the_text_and_refuses_unknown_names():
     ("argument", "words"),
     [("searchpath", "Config search path"), ("defaults", "Defaults List"), ("config", "embedding_dim")],
 )
-def test_arguments_of_hydra_keep_their_meaning(argument, words):
+def test_arguments_of_hydra_keep_their_meaning(argument, words, logging_of_the_tests):
     assert words in run_command("--info", argument).out
 
 
