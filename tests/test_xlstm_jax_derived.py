@@ -60,8 +60,8 @@ NEITHER = {
         -64,
         ": expected 192 from .*_dim=64.*, got -64",
     ),
-    "width of the model": (f"{FEED_FORWARD}.embedding_dim", 0, f"=0, {MODEL}.embedding_dim=64: differ"),
-    "heads": (f"{CELL}.num_heads", 1, f"=1, {LAYER}.num_heads=4: differ"),
+    "width of the model": (f"{FEED_FORWARD}.embedding_dim", 0, f"=0, {MODEL}.embedding_dim=64: must be equal"),
+    "heads": (f"{CELL}.num_heads", 1, f"=1, {LAYER}.num_heads=4: must be equal"),
     "map of the blocks": (f"{MODEL}._block_map", "0", f": expected '0,0,0' from {MODEL}.num_blocks=3, got '0'"),
 }
 

@@ -8,7 +8,7 @@ from command import run_command
 PATH = "A _target_ is the dotted path of a class that is installed or in the current folder."
 LINES = [
     # where configs come from
-    ("--config-name=nope", "--config-name='nope': there is no such config. Known: config. Add a folder of your"),
+    ("--config-name=nope", "--config-name='nope': there is no such config. Known: config. To add a folder with your"),
     ("--config-name=confg", "--config-name='confg': there is no such config. Did you mean 'config'?"),
     ("--config-dir=nope", "--config-dir='nope': the folder does not exist. The current folder is "),
     ("--config-dir=file", "--config-dir='file': is a file, not a folder."),
@@ -82,7 +82,7 @@ def test_a_search_path_in_a_primary_config_is_checked_and_located():
     done = run_command("--config-dir=conf", "--config-name=mine", "model=mine")
     assert done.status == 2 and "2 problems:" in done.err
     assert "conf/mine.yaml, line 3: hydra.searchpath='nope': the folder does not exist." in done.err
-    assert "conf/mine.yaml, line 3: hydra.searchpath='s3x://a': no config source" in done.err
+    assert "conf/mine.yaml, line 3: hydra.searchpath='s3x://a': s3x:// is not a supported URL scheme" in done.err
 
 
 @pytest.mark.parametrize("flags", [["-m"], ["hydra.mode=MULTIRUN"]], ids=" ".join)

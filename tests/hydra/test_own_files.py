@@ -55,7 +55,7 @@ MISTAKES = {
     "keys for a list": ("defaults:\n  model: tiny", "line 3, column 3: defaults must be a list, got a mapping."),
     "a number in it": ("defaults: [override /model: 3]", "line 2, column 12: an entry of defaults must be a name or a"),
     "two options": ("defaults: [override /optimizer: [sgd, adamw]]", "line 2: optimizer: expected one option, got ['s"),
-    "chosen twice": ("defaults: [/optimizer: sgd]", "line 2: optimizer: the defaults list already has an option of "),
+    "chosen twice": ("defaults: [/optimizer: sgd]", "line 2: optimizer: the defaults list already selects an option of "),
     "optional and chosen twice": ("defaults:\n  - optional /model: x", "line 3: model: the defaults list already"),
     "override without a slash": (
         "defaults:\n  - override optimizer: sgd",
@@ -71,7 +71,7 @@ MISTAKES = {
     ),
     "two _self_": ("defaults:\n  - _self_\n  - other\n  - _self_", "line 5, column 5: duplicate _self_, first listed"),
     "misspelt keyword": ("defaults:\n  - overide /model: llama_7b", "expected `override` or `optional` before /mod"),
-    "interpolation in it": ("defaults:\n  - override /model: ${nope}", "line 3: defaults: ${nope} does not refer to a"),
+    "interpolation in it": ("defaults:\n  - override /model: ${nope}", "line 3: defaults: ${nope} must refer to a"),
     "interpolation of Hydra's": ("hydra:\n  run:\n    dir: a/${nope}", "line 4: hydra.run.dir='a/${nope}': refers to"),
     "search path": ("hydra:\n  searchpath: [x]", "line 3: hydra.searchpath: can only be set in the primary config."),
     "circle": ("defaults: [mine]", "defaults: the file includes itself: experiment/mine -> experiment/mine"),
