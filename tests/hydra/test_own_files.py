@@ -55,7 +55,7 @@ MISTAKES = {
     "keys for a list": ("defaults:\n  model: tiny", "line 3, column 3: defaults must be a list, got a mapping."),
     "a number in it": ("defaults: [override /model: 3]", "line 2, column 12: an entry of defaults must be a name or a"),
     "two options": ("defaults: [override /optimizer: [sgd, adamw]]", "line 2: optimizer: expected one option, got ['s"),
-    "chosen twice": ("defaults: [/optimizer: sgd]", "line 2: optimizer: the defaults list already selects an option of "),
+    "chosen twice": ("defaults: [/optimizer: sgd]", "line 2: optimizer: the defaults list already selects an option "),
     "optional and chosen twice": ("defaults:\n  - optional /model: x", "line 3: model: the defaults list already"),
     "override without a slash": (
         "defaults:\n  - override optimizer: sgd",
