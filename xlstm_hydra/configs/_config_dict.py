@@ -92,9 +92,9 @@ class ConfigDict:
     ) -> T:
         """Read plain data as a `config_class`, including nested dataclasses. The flags apply at every level.
 
-        Strings are converted to the type of the field: the `repr` of a dataclass, list, tuple or dict, any spelling of
-        a dtype, and 'None' for null. A field that may contain a string keeps every string, even 'None'. The fields for
-        data types in this package, such as `gate_dtype`, are an exception: they accept any spelling of a dtype.
+        Strings are converted to the type of the field. Accepted strings are the `repr` of a dataclass, list, tuple or
+        dict, any spelling of a dtype, and 'None' for null. A field that may contain a string keeps every string, even
+        'None'; but the dtype fields of this package, such as `gate_dtype`, accept any spelling of a dtype.
 
         Args:
             config_class: any dataclass.

@@ -23,7 +23,8 @@ class SubModelConfig(ConfigDict):
     the parameters and to require recompilation."""
 
     flax_class: ClassVar[str] = ""
-    """Dotted path of the xlstm_hydra model class that takes this config. Empty: the config of your own model class."""
+    """Dotted path of the xlstm_hydra model class that takes this config. Empty if the config belongs to a user's own
+    model class."""
 
     def module_classes(self) -> tuple[str, ...] | None:
         """Return the class names of the modules inside the model, which are the allowed names in `remat` and

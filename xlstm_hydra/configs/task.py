@@ -225,7 +225,7 @@ class PlanTaskConfig(TaskConfig):
         values = {f"distributed.{key}": distributed.get(key) for key in placed}
         values["trainer.simulated_devices"] = trainer.simulated_devices
         if given := {key: value for key, value in values.items() if value is not None}:
-            rule = "has no effect on a plan, which uses no devices; task.num_devices is the number to plan for"
+            rule = "has no effect with task=plan; task.num_devices sets the number of devices to plan for"
             yield Problem(given, rule, "Remove this setting.", unused=dict.fromkeys(given))
 
     def launch_rules(self, process: ProcessInfo | None) -> Iterator[Problem]:

@@ -302,8 +302,8 @@ class LayoutEstimator:
 
 
 def _times(part: str, shape: _Shape, stage_remat: bool) -> float:
-    """Return the number of times that a device runs a phase in each gradient accumulation step. A pipeline tick counts
-    as a fraction of a run, because a stage runs only its share of the blocks."""
+    """Return how many times a device executes a phase per gradient accumulation step. A pipeline tick counts as a
+    fraction of an execution, because a stage executes only its share of the blocks."""
     if part == "outside":
         return 1
     return shape.ticks / shape.stages * (2 if part == "forward" and stage_remat else 1)

@@ -127,7 +127,7 @@ class Program:
         return jax.jit(_same, out_shardings=self._whole)(numbers)
 
     def numbers(self, step: int) -> dict[str, Any]:
-        """Return the hyperparameters of a step, counted from 0: the last argument of `train_step`."""
+        """Return the hyperparameters for a zero-based step, to be passed as the last argument of `train_step`."""
         return {**self._fixed_numbers, "lr": self.schedule(step)}
 
     @cached_property

@@ -202,7 +202,7 @@ def _why_hydra(key: str, override: Override) -> str | None:
     if key not in _SETTINGS:
         return "a Hydra setting that can load code or write to other folders"
     is_plain = all(not isinstance(value, str) or _SETTINGS[key].fullmatch(value) for value in values)
-    return None if is_plain else "its value is not allowed for this setting"
+    return None if is_plain else "its value is not allowed"
 
 
 def _why_subdir(override: Override, arguments: Sequence[str]) -> str | None:

@@ -206,11 +206,11 @@ def describe(job: str, end: End, paths: Any) -> str:
 
 
 def describe_logs(paths: Any, end: End | None = None) -> str:
-    """Describe in sentences the cause found in the logs of a job, and the path of a log.
+    """Return sentences that state why a job failed, according to its logs, and the path of a log.
 
     Args:
         paths: the submitit paths of the job's first process.
-        end: the end of the job according to SLURM; None if the job was a process on this machine.
+        end: the final state of the job reported by SLURM; None if the job was a process on this machine.
     """
     logs = [file for file in (Path(paths.stderr), Path(paths.stdout)) if _size(file)]
     if logs:
