@@ -133,8 +133,8 @@ INVALID = {
     "too many": (["task.num_devices=9999999999"], "must be less than 2147483648", ""),
     "device": (["task.device=h100"], "no such option. Did you mean 'h100_80gb'?", "Known: a100_40gb"),
     "table": (["task.parameters=some"], "not a known value", "Choose modules, all or none."),
-    "simulated": (["trainer.simulated_devices=16"], "has no effect on a plan", "Remove this setting."),
-    "gpus": (["distributed.local_device_ids=[0]"], "has no effect on a plan", "task.num_devices is the number"),
+    "simulated": (["trainer.simulated_devices=16"], "has no effect with task=plan", "Remove this setting."),
+    "gpus": (["distributed.local_device_ids=[0]"], "has no effect with task=plan", "task.num_devices sets the number"),
     "heads": (["parallel=tp"], "must divide model.num_heads", "Set parallel.model_axis_size to 1, 2, 4 or 8"),
     "restore": (["checkpoint.restore=x"], "only training can continue from a checkpoint", ""),
 }
