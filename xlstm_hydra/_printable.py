@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,20 @@ def printable(text: str, keep: str = "") -> str:
 def printable_lines(text: str) -> str:
     """Return a text of several lines with unprintable characters escaped."""
     return printable(text, keep="\n\t")
+
+
+def wrapped(text: str, width: int, indent: str = "", further: str = "") -> list[str]:
+    """Wrap a text at spaces. A word that is longer than the width, such as a path, is not broken.
+
+    Args:
+        text: one paragraph.
+        width: maximum number of columns of a line.
+        indent: indentation of all lines.
+        further: additional indentation of all lines except the first.
+    """
+    return textwrap.TextWrapper(width, indent, indent + further, break_long_words=False, break_on_hyphens=False).wrap(
+        text
+    )
 
 
 def short_path(path: Path) -> str:

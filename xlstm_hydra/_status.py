@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from multiprocessing import parent_process
 from typing import TextIO
 
 from xlstm_hydra._logging import log
-from xlstm_hydra._printable import printable
+from xlstm_hydra._printable import printable, wrapped
 
 PATIENCE_SECONDS, LONG_SECONDS = 1.0, 10.0
 """Seconds after which an operation gets a status line, and seconds after which its end is logged too."""
@@ -157,10 +156,7 @@ class Console(logging.StreamHandler):
         if indent is None or not self._is_terminal():
             return text
         width = max(_width(self.stream), 2 * indent)
-        lines = textwrap.wrap(
-            text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
-        )
-        return "\n".join(lines)
+        return "\n".join(wrapped(text, width, further=" " * indent))
 
     def _is_terminal(self) -> bool:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import textwrap
 from collections.abc import Collection, Iterator, Sequence
 from io import StringIO
 from itertools import accumulate
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from xlstm_hydra._printable import printable
+from xlstm_hydra._printable import printable, wrapped
 
 
 def table(rows: Sequence[Sequence[str]], left: Collection[int]) -> Iterator[str]:
@@ -43,8 +42,7 @@ _NO_LIMIT = 10**6
 def fit_terminal(text: str) -> str:
     """Wrap the lines of a text between words at the width of the terminal. Without a terminal, do not wrap lines."""
     width = shutil.get_terminal_size((_NO_LIMIT, 0)).columns
-    wrapper = textwrap.TextWrapper(width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
-    return "\n".join("\n".join(wrapper.wrap(line)) for line in text.splitlines())
+    return "\n".join("\n".join(wrapped(line, width, further="    ")) for line in text.splitlines())
 
 
 def gib(size: float) -> str:

@@ -17,7 +17,6 @@ example, requeues the job. A signal that the program already ignored stays ignor
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -28,9 +27,8 @@ from multiprocessing import active_children, current_process
 from types import FrameType
 from typing import NoReturn
 
+from xlstm_hydra._logging import log
 from xlstm_hydra._status import erasure
-
-log = logging.getLogger("xlstm_hydra")
 
 STATUS = 75
 """Exit status of a preempted run, which should be started again (EX_TEMPFAIL)."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
-log = logging.getLogger("xlstm_hydra")
+from xlstm_hydra._logging import log
 
 _GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)
 """`errno` values of a pipe or terminal that is closed at the other end."""

@@ -24,11 +24,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from xlstm_hydra._logging import log
 from xlstm_hydra.formats import LFS_POINTER, is_lfs_pointer
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import DamagedCheckpoint
-
-log = logging.getLogger("xlstm_hydra")
 
 _ABSL = logging.getLogger("absl")
 _CODE = re.compile(r"\[os_error_code='(\d+)'")

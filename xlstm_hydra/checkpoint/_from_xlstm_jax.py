@@ -76,9 +76,8 @@ def xlstm_jax_parts(model: ModelConfig, leaves: Mapping[str, Shape]) -> list[Par
     family = _FAMILIES.get(type(model.model_config))
     if family is None:
         known = either(config.__name__ for config in _FAMILIES)
-        raise ConfigError(
-            [Problem.about(model.class_path(), f"xlstm-jax does not have this model class; expected {known}")]
-        )
+        text = f"xlstm-jax does not have this model class; expected {known}"
+        raise ConfigError([Problem.about(model.class_path(), text)])
     tree = _Tree(config_of(model), leaves.get(_EMBEDDING, (1,))[0], leaves)
     layers = config_of(model).num_blocks
     scanned = any(path.startswith(f"{family.scanned}.") for path in leaves)

@@ -20,6 +20,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from xlstm_hydra._logging import log
 from xlstm_hydra._status import status
 from xlstm_hydra.configs import CheckpointConfig
 from xlstm_hydra.data import Batches
@@ -38,8 +39,6 @@ from xlstm_hydra.step import TrainState
 from ._faults import Listener, SaveError, reading, saving
 from ._integrity import Sealing, verified
 from ._parts import differing
-
-log = logging.getLogger("xlstm_hydra")
 
 _TRASH = "deleted"
 """Folder to which checkpoints are moved before their files are deleted. The move is atomic, so that a process that is

@@ -63,7 +63,7 @@ METADATA: dict[str, dict[str, str]] = {
 }
 """Subcommands of `xlstm-metadata`, each with its flags and their values, as in `FLAGS`."""
 
-_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+OF_HYDRA = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 """Arguments of Hydra's own `--info`."""
 
 _FOLDER_FLAGS = ("--config-dir", "--config-path")
@@ -121,7 +121,7 @@ def _values(kind: str, before: Sequence[str], word: str) -> Iterable[str]:
         case "NAME":
             keys = _keys(_known(before), word)
             groups = [text for text in keys if "." not in text[:-1]]
-            return [*_matching(_INFO, word), *(text.rstrip("=.") for text in keys), *groups]
+            return [*_matching(OF_HYDRA, word), *(text.rstrip("=.") for text in keys), *groups]
         case "KEY":
             return (text.rstrip("=.") for text in _keys(_known(before), word))
         case _:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from xlstm_hydra.problems import ConfigError, Problem
 
-INFO_FLAGS = ("--info", "-i")
-OF_HYDRA = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-"""Arguments of Hydra's own `--info`."""
+from ._complete_word import OF_HYDRA
 
+INFO_FLAGS = ("--info", "-i")
 SCHEMA_FLAG = "--schema"
 SEARCH_PATH = "hydra.searchpath="
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import glob
 import hashlib
 import itertools
-import logging
 import os
 import stat
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from xlstm_hydra._logging import log
 from xlstm_hydra.configs import StdlibDataConfig, TextDataConfig
 from xlstm_hydra.configs.data import ByteDataConfig
 from xlstm_hydra.problems import ConfigError, Problem
-
-log = logging.getLogger("xlstm_hydra")
 
 _SKIPPED = {"site-packages", "test", "tests", "idlelib", "lib2to3"}
 """Folders of the Python standard library that are excluded from the corpus."""

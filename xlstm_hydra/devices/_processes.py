@@ -58,7 +58,6 @@ class Failure(NamedTuple):
     status: int
     """Exit status."""
     text: str
-    """Message."""
 
 
 def join(config: DistributedConfig) -> None:
@@ -71,9 +70,8 @@ def join(config: DistributedConfig) -> None:
     """
     process = config.process_info(os.environ)
     if config.name == "auto" and (idle := idle_tasks(os.environ)):
-        log.warning(
-            "SLURM allocated %d more tasks to this job, but they are idle: start the run with srun to use them", idle
-        )
+        text = "SLURM allocated %d more tasks to this job, but they are idle: start the run with srun to use them"
+        log.warning(text, idle)
     if process is None or jax.distributed.is_initialized():
         return
     if process.process_id > 0:
@@ -104,10 +102,9 @@ def _refuse_taken_port(address: str) -> None:
     """Raise a `ConfigError` if the port is in use, because JAX would crash with a segmentation fault."""
     port = int(address.rpartition(":")[2])
     dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
     try:
-        socket.create_server(
-            ("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual
-        ).close()
+        socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
     except OSError as error:
         text = f"process 0 cannot open the port: {error.strerror}"
         fix = "Choose another port. If the port was derived from the SLURM job, use distributed=explicit."

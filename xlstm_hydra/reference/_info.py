@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from xlstm_hydra._printable import wrapped
 from xlstm_hydra.problems import ConfigError, Problem, either, near_name, nearest
 from xlstm_hydra.synonyms import same_meaning
 
@@ -88,7 +88,7 @@ def with_owners(text: str, owners: Iterable[str]) -> str:
 def _field_lines(catalog: Catalog, key: str, entries: list[FieldEntry], width: int) -> Iterator[str]:
     yield key
     for text, owners in merged(entries, "meaning"):
-        yield from _wrapped(with_owners(text, owners), "  ", width)
+        yield from wrapped(with_owners(text, owners), width, "  ")
     yield ""
     rows = [
         (label, with_owners(text, owners))
@@ -128,7 +128,7 @@ def set_by_texts(catalog: Catalog, key: str) -> list[tuple[str, str]]:
 
 def _group_lines(catalog: Catalog, group: str, width: int) -> Iterator[str]:
     yield group
-    yield from _wrapped(catalog.summary(group), "  ", width)
+    yield from wrapped(catalog.summary(group), width, "  ")
     yield ""
     yield f"Options ({group}=OPTION, default: {catalog.default_of(group)}):"
     yield from _table([(name, about_option(catalog, option)) for name, option in catalog.options[group].items()], width)
@@ -174,7 +174,7 @@ def _option_lines(catalog: Catalog, group: str, name: str, width: int) -> Iterat
         raise ConfigError([Problem({group: name}, "no such option", nearest(name, options))])
     option = options[name]
     yield option.typed
-    yield from _wrapped(option.comment, "  ", width)
+    yield from wrapped(option.comment, width, "  ")
     yield ""
     cls = catalog.classes(group).get(option.schema)
     about = [("file", str(option.file))]
@@ -203,11 +203,6 @@ def _values_lines(catalog: Catalog, option: OptionFile, hidden: Sequence[str], w
         yield "Values with ${...} are computed when the config is composed."
 
 
-def _wrapped(text: str, indent: str, width: int, further: str = "") -> list[str]:
-    lines = textwrap.TextWrapper(width, indent, indent + further, break_long_words=False, break_on_hyphens=False)
-    return lines.wrap(text)
-
-
 def _table(rows: Sequence[tuple[str, ...]], width: int) -> Iterator[str]:
     """Yield the lines of a table with aligned columns. The last column is wrapped; on a narrow terminal, it is printed
     below the other columns."""
@@ -217,13 +212,13 @@ def _table(rows: Sequence[tuple[str, ...]], width: int) -> Iterator[str]:
     for row in rows:
         cells = [f"{text:<{size}}  " for text, size in zip(row[:-1], sizes, strict=True)]
         if width - indent < 30:
-            yield from _wrapped("  ".join(row[:-1]), "  ", width, "  ")
-            yield from _wrapped(row[-1], "      ", width)
+            yield from wrapped("  ".join(row[:-1]), width, "  ", "  ")
+            yield from wrapped(row[-1], width, "      ")
         elif len("".join(cells)) + 2 > indent:
             yield f"  {''.join(cells)}".rstrip()
-            yield from _wrapped(row[-1], " " * min(indent, 6), width)
+            yield from wrapped(row[-1], width, " " * min(indent, 6))
         else:
-            yield from _first_line(f"  {''.join(cells)}", _wrapped(row[-1], " " * indent, width))
+            yield from _first_line(f"  {''.join(cells)}", wrapped(row[-1], width, " " * indent))
 
 
 def _first_line(head: str, lines: list[str]) -> Iterator[str]:

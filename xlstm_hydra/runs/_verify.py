@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from xlstm_hydra._logging import log
 from xlstm_hydra.problems import ConfigError, Problem
 
 from ._manifest import MANIFEST, THREADS, BadManifest, Entry, entry_of, list_files, read_entry, read_manifest
-
-log = logging.getLogger("xlstm_hydra")
 
 MARK = {"manifest": MANIFEST}
 """Entry in the custom metadata of a checkpoint that gets a manifest after Orbax has finished saving it."""

@@ -42,8 +42,7 @@ def announce_start(run: RunConfig, folder: Path, start: StartingPoint, resumed: 
 
 def announce(program: Program, plan: RunPlan, facts: Iterable[tuple[str, str]], done: int = 0) -> None:
     """Log a summary of the run in an aligned block: the model, the layout, the plan, and further facts. Warn about
-    settings that are
-    probably not intended.
+    settings that are probably not intended.
 
     Args:
         program: the compiled program of the run.
