@@ -247,11 +247,7 @@ def _schema_node(name: str, class_name: str = "") -> Node:
     """Return the keys of a schema, given its name in defaults lists or the name of its config class."""
     from xlstm_hydra import configs
 
-    engines = {
-        "sweeper": configs.SweeperConfig,
-        "slurm": configs.SlurmLauncherConfig,
-        "local": configs.LocalLauncherConfig,
-    }
+    engines = {name: cls for classes in configs.PLUGIN_CLASSES.values() for name, cls in classes.items()}
     found = getattr(configs, class_name, None) or configs.OPTIONS.get(name) or engines.get(name)
     return {each.name: Leaf(None, found, each.name) for each in fields(found)} if found else {}
 

@@ -58,6 +58,7 @@ from .scheduler import CosineConfig as CosineConfig
 from .scheduler import ExponentialConfig as ExponentialConfig
 from .scheduler import LinearConfig as LinearConfig
 from .scheduler import SchedulerConfig as SchedulerConfig
+from .sweeper import PLUGIN_CLASSES as PLUGIN_CLASSES
 from .sweeper import OnInvalid as OnInvalid
 from .sweeper import SweeperConfig as SweeperConfig
 from .task import EvaluateTaskConfig as EvaluateTaskConfig

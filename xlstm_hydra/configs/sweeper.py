@@ -9,6 +9,8 @@ from typing import Any
 
 from xlstm_hydra.problems import ConfigError, Problem, nearest
 
+from .launcher import LocalLauncherConfig, SlurmLauncherConfig
+
 
 class OnInvalid(enum.Enum):
     """Action for jobs that break a rule or do not fit on their devices."""
@@ -19,7 +21,7 @@ class OnInvalid(enum.Enum):
 
 @dataclass(kw_only=True)
 class SweeperConfig:
-    """Settings of `hydra/sweeper=xlstm`."""
+    """The sweeper that composes, checks and plans all jobs before the first one starts."""
 
     _target_: str = "hydra_plugins.xlstm_hydra_plugin.sweeper.XlstmSweeper"
 
@@ -67,3 +69,10 @@ class SweeperConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 yield Problem({f"hydra.sweeper.{key}": value}, "must be 1 or more, or null")
+
+
+PLUGIN_CLASSES: dict[str, dict[str, type]] = {
+    "hydra/sweeper": {"sweeper": SweeperConfig},
+    "hydra/launcher": {"slurm": SlurmLauncherConfig, "local": LocalLauncherConfig},
+}
+"""Config classes of our Hydra plugins, by group and by the name of the schema in defaults lists."""

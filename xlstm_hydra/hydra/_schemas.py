@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra import configs
 from xlstm_hydra.conf_dir import conf_dir
-from xlstm_hydra.configs import ModelNode, SweeperConfig
+from xlstm_hydra.configs import PLUGIN_CLASSES, ModelNode
 from xlstm_hydra.configs import OnInvalid as OnInvalid
+from xlstm_hydra.configs import SweeperConfig as SweeperConfig
 
 from ._omegaconf import REPLACE, structured
 
@@ -29,8 +30,9 @@ def _model_node(config_class: type) -> type:
     return dataclass(kw_only=True, init=False, repr=False, eq=False)(node)  # OmegaConf only needs the fields
 
 
-def _launcher_node(config_class: type, launcher: str) -> type:
+def _launcher_node(config_class: type) -> type:
     """Make the schema of a launcher: the fields of its config class, and `_target_`."""
+    launcher = config_class.__name__.removesuffix("Config")
     target = field(default=f"hydra_plugins.xlstm_hydra_plugin.launcher.{launcher}")
     node = type(f"{launcher}Node", (config_class,), {"__annotations__": {"_target_": str}, "_target_": target})
     return dataclass(kw_only=True, init=False, repr=False, eq=False)(node)
@@ -43,9 +45,8 @@ SCHEMAS: dict[str, type] = {
 
 
 PLUGINS: dict[str, type] = {
-    "sweeper": SweeperConfig,
-    "slurm": _launcher_node(configs.SlurmLauncherConfig, "SlurmLauncher"),
-    "local": _launcher_node(configs.LocalLauncherConfig, "LocalLauncher"),
+    **PLUGIN_CLASSES["hydra/sweeper"],
+    **{name: _launcher_node(cls) for name, cls in PLUGIN_CLASSES["hydra/launcher"].items()},
 }
 """Schemas of the options in `conf/hydra/`, by the name used in defaults lists."""
 

@@ -14,18 +14,12 @@ from typing import Any
 
 from xlstm_hydra import configs
 from xlstm_hydra.conf_dir import conf_dir
-from xlstm_hydra.configs import KINDS, effect_of
+from xlstm_hydra.configs import KINDS, PLUGIN_CLASSES, effect_of
 from xlstm_hydra.problems import either, show
 
 from ._option_files import OptionFile, Value, read_options
 from ._read_rules import Rules, rules_of
 from ._sources import meaning_of, paragraph_of
-
-PLUGIN_CLASSES: dict[str, dict[str, type]] = {
-    "hydra/sweeper": {"xlstm": configs.SweeperConfig},
-    "hydra/launcher": {"slurm": configs.SlurmLauncherConfig, "local": configs.LocalLauncherConfig},
-}
-"""Config classes of our Hydra plugins by group and schema name."""
 
 _SUMMARIES = {
     "experiment": "Recipes that set several groups at once.",
