@@ -44,9 +44,6 @@ class Problem:
     also: tuple[str, ...] = field(default=(), kw_only=True)
     """Further keys that the rule depends on. They are not printed."""
 
-    choices: tuple[str, ...] = field(default=(), kw_only=True)
-    """All allowed values of the key, if the rule lists them."""
-
     prefix: str = field(default="", kw_only=True)
 
     has_lines: bool = field(default=False, kw_only=True)

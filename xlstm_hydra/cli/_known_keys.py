@@ -41,13 +41,15 @@ class Leaf:
         """Return the allowed values, as written on the command line; empty if they cannot be listed."""
         if self.owner is None:
             return ("true", "false") if isinstance(self.value, bool) else self.choices
-        from xlstm_hydra.configs import OnInvalid, choices_of
+        from xlstm_hydra.configs import OnInvalid
+        from xlstm_hydra.reference import rules_of
 
         kind = str(self.owner.__dataclass_fields__[self.name].type)
         if "bool" in kind:
             return ("true", "false")
-        found = tuple(OnInvalid.__members__) if kind == "OnInvalid" else choices_of(self.owner, self.name)
-        return (*found, "null") if found and "None" in kind else found
+        if kind == "OnInvalid":
+            return tuple(OnInvalid.__members__)
+        return tuple("null" if value is None else value for value in rules_of(self.owner).choices.get(self.name, ()))
 
 
 Node = dict[str, Any]

@@ -26,7 +26,6 @@ from ._registry import allow_modules as allow_modules
 from ._registry import register_model_class as register_model_class
 from ._rules import at_least as at_least
 from ._rules import below as below
-from ._rules import choices_of as choices_of
 from ._rules import one_of as one_of
 from .checkpoint import AUTO as AUTO
 from .checkpoint import CheckpointConfig as CheckpointConfig

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -19,20 +18,7 @@ def one_of(config: Any, key: str, options: Iterable[str], *, optional: bool = Fa
     choices = either([*options, "null"] if optional else options)
     near = near_name(value, options)
     hint = f" (did you mean {near}?)" if near else ""
-    yield Problem({key: value}, "not a known value", f"Choose {choices}{hint}.", choices=tuple(options))
-
-
-def choices_of(config_class: type[Any], key: str) -> tuple[str, ...]:
-    """Return all values that a text field can have, taken from the rules of its class. Empty: any text."""
-    config = object.__new__(config_class)
-    for each in fields(config_class):
-        default = each.default_factory() if each.default_factory is not MISSING else each.default
-        required = "" if "str" in str(each.type) else 1
-        object.__setattr__(config, each.name, required if default is MISSING else default)
-    object.__setattr__(config, key, "?")
-    with suppress(Exception):  # a rule may fail with these placeholder values
-        return next((found.choices for found in config.rules() if found.choices and key in found.given), ())
-    return ()
+    yield Problem({key: value}, "not a known value", f"Choose {choices}{hint}.")
 
 
 def at_least(config: Any, low: float, *keys: str, above: bool = False) -> Iterator[Problem]:

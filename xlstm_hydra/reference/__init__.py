@@ -9,3 +9,4 @@ from ._json_schema import write_schemas as write_schemas
 from ._pages import group_page as group_page
 from ._pages import groups_table as groups_table
 from ._pages import page_names as page_names
+from ._read_rules import rules_of as rules_of
